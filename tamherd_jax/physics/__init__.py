@@ -1,0 +1,1 @@
+"""Physics of the two bodies: the models, and backends that step them, one file each."""

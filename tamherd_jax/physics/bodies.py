@@ -1,0 +1,70 @@
+"""The two bodies of ML2 as compiled MuJoCo models, and their time steps.
+
+Both come from the XML files that Brax ships (masses, joints, gears and friction equal gymnasium's to machine precision), with
+two changes: every geom of the body collides with the floor, as in gymnasium, and Brax's own tuning parameters are dropped.
+"""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import mujoco
+
+BODIES = ("cheetah", "walker")
+CHEETAH, WALKER = range(2)
+
+NQ = NV = 9
+"""Degrees of freedom: root x, root z, root pitch, two chains of three hinges."""
+NU = 6
+"""Motors, one a hinge, each with controls in [-1, 1]."""
+
+FRAME_SKIP = (5, 4)
+"""Physics steps per environment step, by body."""
+TIMESTEP = (0.01, 0.002)
+"""Seconds per physics step, by body."""
+
+_XML = {"cheetah": "half_cheetah.xml", "walker": "walker2d.xml"}
+
+
+def _asset(name: str) -> str:
+    """Text of one of Brax's XML files, found without importing Brax."""
+    spec = importlib.util.find_spec("brax")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("brax is not installed: it carries the models of the two bodies")
+    return (Path(next(iter(spec.submodule_search_locations))) / "envs" / "assets" / name).read_text()
+
+
+@functools.cache
+def load_model(body: str) -> mujoco.MjModel:
+    """Compiled model of a body: semi-implicit Euler, Newton solver, every body geom against the floor.
+
+    Args:
+      body: `"cheetah"` (5 x 0.01 s an environment step) or `"walker"` (4 x 0.002 s).
+
+    Returns:
+      An `mujoco.MjModel` with 9 degrees of freedom and 6 motors. It is shared: copy it before changing it.
+
+    Raises:
+      ValueError: for any other name.
+
+    Source: gymnasium 1.x `half_cheetah.xml` and `walker2d.xml` (v4 friction), Brax 0.14 assets.
+    """
+    if body not in BODIES:
+        raise ValueError(f"unknown body {body!r}; the bodies are {', '.join(BODIES)}")
+    spec = mujoco.MjSpec.from_string(_asset(_XML[body]))
+    for geom in spec.geoms:
+        if geom.type != mujoco.mjtGeom.mjGEOM_PLANE:
+            geom.contype, geom.conaffinity = 1, 0
+    for numeric in list(spec.numerics):
+        spec.delete(numeric)
+    spec.option.timestep = TIMESTEP[BODIES.index(body)]
+    spec.option.iterations = 100
+    # A diverging state must show itself as non-finite numbers, not be replaced by a fresh reset.
+    spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+    # MuJoCo 4 deprecates the XML attribute `settotalmass`; the function it names does the same.
+    total_mass, spec.compiler.settotalmass = spec.compiler.settotalmass, -1.0
+    model = spec.compile()
+    if total_mass > 0:
+        mujoco.mj_setTotalmass(model, total_mass)
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+    return model
