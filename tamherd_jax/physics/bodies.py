@@ -34,20 +34,11 @@ def _asset(name: str) -> str:
     return (Path(next(iter(spec.submodule_search_locations))) / "envs" / "assets" / name).read_text()
 
 
-@functools.cache
-def load_model(body: str) -> mujoco.MjModel:
-    """Compiled model of a body: semi-implicit Euler, Newton solver, every body geom against the floor.
-
-    Args:
-      body: `"cheetah"` (5 x 0.01 s an environment step) or `"walker"` (4 x 0.002 s).
-
-    Returns:
-      An `mujoco.MjModel` with 9 degrees of freedom and 6 motors. It is shared: copy it before changing it.
+def body_spec(body: str) -> mujoco.MjSpec:
+    """Editable model of a body, `"cheetah"` or `"walker"`: semi-implicit Euler, every body geom against the floor.
 
     Raises:
       ValueError: for any other name.
-
-    Source: gymnasium 1.x `half_cheetah.xml` and `walker2d.xml` (v4 friction), Brax 0.14 assets.
     """
     if body not in BODIES:
         raise ValueError(f"unknown body {body!r}; the bodies are {', '.join(BODIES)}")
@@ -61,10 +52,29 @@ def load_model(body: str) -> mujoco.MjModel:
     spec.option.iterations = 100
     # A diverging state must show itself as non-finite numbers, not be replaced by a fresh reset.
     spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
-    # MuJoCo 4 deprecates the XML attribute `settotalmass`; the function it names does the same.
+    return spec
+
+
+def compile_spec(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    """Compiled model; the XML attribute `settotalmass`, deprecated in MuJoCo 4, is applied by the function that replaces it."""
     total_mass, spec.compiler.settotalmass = spec.compiler.settotalmass, -1.0
     model = spec.compile()
     if total_mass > 0:
         mujoco.mj_setTotalmass(model, total_mass)
         mujoco.mj_setConst(model, mujoco.MjData(model))
     return model
+
+
+@functools.cache
+def load_model(body: str) -> mujoco.MjModel:
+    """Compiled model of a body, `"cheetah"` (5 x 0.01 s an environment step) or `"walker"` (4 x 0.002 s).
+
+    Returns:
+      An `mujoco.MjModel` with 9 degrees of freedom and 6 motors. It is shared: copy it before changing it.
+
+    Raises:
+      ValueError: for any other name.
+
+    Source: gymnasium 1.x `half_cheetah.xml` and `walker2d.xml` (v4 friction), Brax 0.14 assets.
+    """
+    return compile_spec(body_spec(body))

@@ -43,10 +43,10 @@ def _step_body(body: int, qv: np.ndarray, control: np.ndarray) -> np.ndarray:
 
 
 def _step_host(body: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """`[..., 24]` (q, qd, control) to `[..., 18]` (next q, next qd); bodies may mix."""
+    """`[..., 24]` (q, qd, control) to `[..., 18]` (next q, next qd); bodies may mix, lanes of no known body stay put."""
     body, x = np.asarray(body), np.asarray(x)
     flat_body, flat = np.broadcast_to(body, x.shape[:-1]).reshape(-1), x.reshape(-1, NQ + NV + NU)
-    out = np.empty((len(flat), NQ + NV), x.dtype)
+    out = flat[:, : NQ + NV].copy()
     for b in range(len(BODIES)):
         lanes = np.flatnonzero(flat_body == b)
         if len(lanes):

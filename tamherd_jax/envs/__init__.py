@@ -1,0 +1,24 @@
+"""Environments, tasks and task sets. Importing this registers the environments with Brax."""
+
+from tamherd_jax.envs._brax import brax_envs
+from tamherd_jax.envs.episodes import Episodes, TaskEnv, collect_episode, collect_episodes
+from tamherd_jax.envs.locomotion import Cheetah, Locomotion, Walker
+from tamherd_jax.envs.tasks import Task, TaskSet, ml2, systematic_resample, take_tasks
+
+__all__ = [
+    "Cheetah",
+    "Episodes",
+    "Locomotion",
+    "Task",
+    "TaskEnv",
+    "TaskSet",
+    "Walker",
+    "collect_episode",
+    "collect_episodes",
+    "ml2",
+    "systematic_resample",
+    "take_tasks",
+]
+
+brax_envs.register_environment("tamherd_cheetah", Cheetah)
+brax_envs.register_environment("tamherd_walker", Walker)

@@ -1,0 +1,110 @@
+"""Tasks as data, named task sets, and drawing a meta-batch from weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from tamherd_jax.physics.bodies import BODIES, CHEETAH, WALKER
+
+
+@struct.dataclass
+class Task:
+    """One task of a locomotion task set; leading axes as the caller stacked them.
+
+    Attributes:
+      body: `[...]` int32 index into `tamherd_jax.physics.BODIES`.
+      direction: `[...]` +1 to be paid for moving forward, -1 for moving backward.
+    """
+
+    body: jax.Array
+    direction: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSet:
+    """A named, versioned list of tasks with their true modes.
+
+    Attributes:
+      name, version: identify the set in result files; a changed task or reward is a new version.
+      task_names: N names as the command line takes them.
+      tasks: pytree of the N tasks, leaves `[N, ...]`; whatever the environment's `reset` takes.
+      mode_names: names of the true modes (ML2: the two bodies). Only the oracle and the diagnostics know them.
+      modes: `[N]` mode of each task.
+    """
+
+    name: str
+    version: int
+    task_names: tuple[str, ...]
+    tasks: Any
+    mode_names: tuple[str, ...]
+    modes: np.ndarray
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.task_names)
+
+    def index(self, task_name: str) -> int:
+        """Position of a task by name.
+
+        Raises:
+          ValueError: if the set has no task of that name.
+        """
+        if task_name not in self.task_names:
+            raise ValueError(f"{self.name} has no task {task_name!r}; its tasks are {', '.join(self.task_names)}")
+        return self.task_names.index(task_name)
+
+    def mode_weights(self) -> np.ndarray:
+        """`[modes, N]` the oracle's training distributions: uniform over the tasks of each mode."""
+        member = np.arange(len(self.mode_names))[:, None] == self.modes[None]
+        return (member / member.sum(1, keepdims=True)).astype(np.float32)
+
+
+def ml2() -> TaskSet:
+    """ML2 version 1: Cheetah and Walker, forward and backward (paper section 5)."""
+    pairs = [(body, direction) for body in (CHEETAH, WALKER) for direction in (1, -1)]
+    return TaskSet(
+        name="ML2",
+        version=1,
+        task_names=tuple(f"{BODIES[body]}-{'forward' if direction > 0 else 'backward'}" for body, direction in pairs),
+        tasks=Task(
+            body=np.array([body for body, _ in pairs], np.int32),
+            direction=np.array([direction for _, direction in pairs], np.float32),
+        ),
+        mode_names=BODIES,
+        modes=np.array([body for body, _ in pairs]),
+    )
+
+
+def take_tasks(tasks: Any, index: jax.Array | np.ndarray) -> Any:
+    """The tasks at `index`: leaves `[N, ...]` become `[*index.shape, ...]`."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks)
+
+
+def systematic_resample(key: jax.Array, weights: jax.Array, size: int) -> jax.Array:
+    """Stratified draw of task indices: `index_m = min {n : sum_{j<=n} w_j > (m + u) / size}`, `u ~ U[0, 1)` shared.
+
+    Every task is drawn `floor(size w_n)` or `ceil(size w_n)` times, so equal weights with N dividing `size` give an exactly
+    balanced meta-batch.
+
+    Args:
+      key: consumed.
+      weights: `[N]` non-negative, not all zero; normalised here.
+      size: M, static.
+
+    Returns:
+      `[M]` int32 indices in ascending order, never one of weight zero.
+
+    Source: Kitagawa (1996), systematic resampling; spec 1.7 (stratified equally over tasks).
+    """
+    # Positions are kept off the strata's edges, where rounding of the cumulative sum would break exact balance.
+    u = jax.random.uniform(key, (), weights.dtype, minval=1e-3, maxval=1.0 - 1e-3)
+    cumulative = jnp.cumsum(weights) / jnp.sum(weights)
+    positions = (jnp.arange(size, dtype=weights.dtype) + u) / size
+    last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.size), 0))
+    return jnp.minimum(jnp.searchsorted(cumulative, positions, side="right"), last).astype(jnp.int32)

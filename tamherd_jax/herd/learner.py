@@ -1,0 +1,68 @@
+"""The one thing the Herd asks of a meta-learner."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+from flax import struct
+
+from tamherd_jax.envs.episodes import Episodes
+
+
+@struct.dataclass
+class EpochMetrics:
+    """What one epoch of one learner reports.
+
+    Attributes:
+      before: `[N]` mean undiscounted return per task before adaptation, NaN for tasks not drawn.
+      after: `[N]` the same after adaptation.
+      steps: `[]` environment steps really taken; the budget is `MetaLearner.steps_per_epoch`.
+      nonfinite: `[]` episodes ended because their state stopped being finite.
+      diagnostics: name to `[]`, whatever the algorithm wants logged.
+    """
+
+    before: jax.Array
+    after: jax.Array
+    steps: jax.Array
+    nonfinite: jax.Array
+    diagnostics: dict[str, jax.Array]
+
+
+class MetaLearner(Protocol):
+    """Pure functions of one learner; the caller batches them with `vmap` over tasks, members, arms and seeds.
+
+    `State` is everything training carries on; `Policy` is what acts on one task after adaptation.
+    """
+
+    env: Any
+    horizon: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Environment steps an epoch of training may take."""
+        ...
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh `State`."""
+        ...
+
+    def train_epoch(self, key: jax.Array, state: Any, tasks: Any, weights: jax.Array) -> tuple[Any, EpochMetrics]:
+        """One epoch on tasks (leaves `[N, ...]`) drawn in proportion to `weights` `[N]`."""
+        ...
+
+    def probe(self, key: jax.Array, state: Any, task: Any, episodes: int) -> tuple[Any, Episodes]:
+        """Policy parameters and `episodes` episodes (leaves `[E, T, ...]`) of one task without adaptation, for embedding it."""
+        ...
+
+    def adapt(self, key: jax.Array, state: Any, task: Any, episodes: int) -> tuple[Any, Episodes]:
+        """`Policy` adapted to one task after `episodes` exploration episodes, and these."""
+        ...
+
+    def act(self, policy: Any, obs: jax.Array, key: jax.Array) -> jax.Array:
+        """Action `[A]` of an adapted policy at test time."""
+        ...
+
+    def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log standard deviation `[A]` of the (pre-squashing) Gaussian over actions, for the Fisher embedding."""
+        ...

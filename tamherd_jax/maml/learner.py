@@ -1,0 +1,231 @@
+"""MAML-TRPO as a `MetaLearner`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from tamherd_jax.distributions import gaussian_kl, gaussian_log_prob, sample_gaussian
+from tamherd_jax.envs.episodes import Episodes, TaskEnv, collect_episodes
+from tamherd_jax.envs.tasks import systematic_resample, take_tasks
+from tamherd_jax.herd.learner import EpochMetrics
+from tamherd_jax.maml.advantages import (
+    AdvantageScale,
+    discounted_returns,
+    generalized_advantages,
+    masked_mean,
+    normalize_advantages,
+)
+from tamherd_jax.maml.baseline import linear_baseline
+from tamherd_jax.maml.kernels import adapt
+from tamherd_jax.maml.trpo import TRPOConfig, trpo_step
+from tamherd_jax.networks import GaussianPolicy, ValueNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class MAMLConfig:
+    """Settings of MAML-TRPO; the defaults are the paper's Table 3 as spec 1.7 reads it.
+
+    Attributes:
+      episodes_per_task: R, before and again after adaptation.
+      horizon: T, steps an episode.
+      discount: gamma.
+      gae_lambda: lambda.
+      inner_step_size: alpha of the inner gradient step.
+      inner_steps: number of inner steps on the same batch.
+      first_order: drop the second-order term of the meta-gradient.
+      baseline: `"linear"` features fitted per task and batch, or `"frozen"`, garage's value network that is never trained.
+      advantage_scale: divide centred advantages by their `"std"` or, as garage does, their `"variance"`, or not (`"none"`).
+      outer_loss: `"ratio"`, the importance-weighted surrogate (ProMP), or `"likelihood"`, garage's log-likelihood loss. Their
+        gradients agree; what the line search compares differs.
+      trpo: settings of the outer step.
+      hidden_sizes: of the policy.
+      shared_log_std: one log standard deviation for all action dimensions.
+      init_log_std: its start.
+    """
+
+    episodes_per_task: int = 10
+    horizon: int = 100
+    discount: float = 0.99
+    gae_lambda: float = 1.0
+    inner_step_size: float = 0.1
+    inner_steps: int = 1
+    first_order: bool = False
+    baseline: Literal["linear", "frozen"] = "linear"
+    advantage_scale: AdvantageScale = "std"
+    outer_loss: Literal["ratio", "likelihood"] = "ratio"
+    trpo: TRPOConfig = TRPOConfig()
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    shared_log_std: bool = False
+    init_log_std: float = 0.0
+
+
+@struct.dataclass
+class MAMLState:
+    """What training carries on: policy parameters theta, and the frozen value network's (used by `baseline="frozen"`)."""
+
+    params: Any
+    value_params: Any
+
+
+@struct.dataclass
+class Batch:
+    """One task's episodes as the losses want them: obs `[R, T, O]`, actions `[R, T, A]`, advantages and valid `[R, T]`."""
+
+    obs: jax.Array
+    actions: jax.Array
+    advantages: jax.Array
+    valid: jax.Array
+
+
+class MAML:
+    """Model-agnostic meta-learning with a trust-region outer step (Finn et al. 2017; garage `MAMLTRPO`; spec 1).
+
+    Args:
+      env: a `TaskEnv`.
+      meta_batch_size: M, tasks an epoch.
+      config: settings.
+    """
+
+    def __init__(self, env: TaskEnv, meta_batch_size: int, config: MAMLConfig = MAMLConfig()):  # noqa: B008 (frozen)
+        self.env, self.meta_batch_size, self.config = env, meta_batch_size, config
+        self.horizon = config.horizon
+        self._policy = GaussianPolicy(env.action_size, config.hidden_sizes, config.shared_log_std, config.init_log_std)
+        self._value = ValueNetwork()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """`2 M R T`: every task's episodes before and after adaptation."""
+        return 2 * self.meta_batch_size * self.config.episodes_per_task * self.horizon
+
+    def init(self, key: jax.Array) -> MAMLState:
+        """Fresh parameters."""
+        policy_key, value_key = jax.random.split(key)
+        obs = jnp.zeros(self.env.observation_size)
+        return MAMLState(params=self._policy.init(policy_key, obs), value_params=self._value.init(value_key, obs))
+
+    def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log standard deviation `[..., A]` of the policy at `obs` `[..., O]`."""
+        return self._policy.apply(policy, obs)
+
+    def act(self, policy: Any, obs: jax.Array, key: jax.Array) -> jax.Array:
+        """Sampled action `[A]`: MAML is tested with its stochastic policy (spec 1.6)."""
+        return sample_gaussian(key, *self.distribution(policy, obs))
+
+    def probe(self, key: jax.Array, state: MAMLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
+        """The unadapted policy and its episodes of one task."""
+        return state.params, self._collect(key, state.params, task, episodes)
+
+    def adapt(self, key: jax.Array, state: MAMLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
+        """The policy after the inner steps on `episodes` episodes of one task, and these."""
+        experience = self._collect(key, state.params, task, episodes)
+        return self._adapt(state.params, self._batch(state.value_params, experience)), experience
+
+    def train_epoch(self, key: jax.Array, state: MAMLState, tasks: Any, weights: jax.Array) -> tuple[MAMLState, EpochMetrics]:
+        """Collect, adapt, collect again on M tasks, then one trust-region step of the meta-parameters.
+
+        Args:
+          key: consumed.
+          state: of one learner.
+          tasks: leaves `[N, ...]`.
+          weights: `[N]` the learner's distribution over tasks.
+        """
+        draw_key, before_key, after_key = jax.random.split(key, 3)
+        index = systematic_resample(draw_key, weights, self.meta_batch_size)
+        drawn = take_tasks(tasks, index)
+        episodes = self.config.episodes_per_task
+        keys = jax.random.split(before_key, self.meta_batch_size), jax.random.split(after_key, self.meta_batch_size)
+        before = jax.vmap(lambda k, task: self._collect(k, state.params, task, episodes))(keys[0], drawn)
+        support = jax.vmap(lambda e: self._batch(state.value_params, e))(before)
+        adapted = jax.vmap(self._adapt, in_axes=(None, 0))(state.params, support)
+        after = jax.vmap(lambda k, p, task: self._collect(k, p, task, episodes))(keys[1], adapted, drawn)
+        query = jax.vmap(lambda e: self._batch(state.value_params, e))(after)
+        params, diagnostics = self._outer_step(state.params, support, query)
+        return state.replace(params=params), _metrics(index, weights.size, before, after, diagnostics)
+
+    def _collect(self, key: jax.Array, params: Any, task: Any, episodes: int) -> Episodes:
+        return collect_episodes(self.env, lambda obs, k: self.act(params, obs, k), task, key, episodes, self.horizon)
+
+    def _batch(self, value_params: Any, episodes: Episodes) -> Batch:
+        """One task's episodes `[R, T, ...]` with advantages from its own baseline."""
+        c = self.config
+        returns = jax.vmap(lambda r: discounted_returns(r, c.discount))(episodes.rewards)
+        if c.baseline == "linear":
+            values = linear_baseline(episodes.obs, returns, episodes.valid)
+        else:
+            values = self._value.apply(value_params, episodes.obs)
+        advantages = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, None, None))(
+            episodes.rewards, values, episodes.valid, c.discount, c.gae_lambda
+        )
+        advantages = normalize_advantages(advantages, episodes.valid, c.advantage_scale)
+        return Batch(episodes.obs, episodes.actions, advantages, episodes.valid)
+
+    def _inner_loss(self, params: Any, batch: Batch) -> jax.Array:
+        """`-mean_valid log pi(a|s) A` over one task's own batch."""
+        log_prob = gaussian_log_prob(batch.actions, *self.distribution(params, batch.obs))
+        return -masked_mean(log_prob * batch.advantages, batch.valid)
+
+    def _adapt(self, params: Any, batch: Batch) -> Any:
+        c = self.config
+        with jax.default_matmul_precision("highest"):
+            return adapt(
+                self._inner_loss, params, batch, step_size=c.inner_step_size, steps=c.inner_steps, first_order=c.first_order
+            )
+
+    def _outer_step(self, params: Any, support: Batch, query: Batch) -> tuple[Any, dict[str, jax.Array]]:
+        """Trust-region step on the adapted policies' behaviour on the query batches (leaves `[M, R, T, ...]`)."""
+
+        def outputs(theta):
+            adapted = jax.vmap(self._adapt, in_axes=(None, 0))(theta, support)
+            return jax.vmap(self.distribution)(adapted, query.obs)
+
+        def per_task_mean(x):
+            return jnp.mean(jax.vmap(masked_mean)(x, query.valid))
+
+        def loss(old, new):
+            log_prob = gaussian_log_prob(query.actions, *new)
+            if self.config.outer_loss == "likelihood":
+                return -per_task_mean(log_prob * query.advantages)
+            ratio = jnp.exp(log_prob - gaussian_log_prob(query.actions, *old))
+            return -per_task_mean(ratio * query.advantages)
+
+        def kl(old, new):
+            return per_task_mean(gaussian_kl(*old, *new))
+
+        count = jnp.maximum(jnp.sum(query.valid, axis=(1, 2), keepdims=True), 1.0)
+        weight = (query.valid / count / self.meta_batch_size)[..., None]
+
+        def metric(old, tangent):
+            return weight * jnp.exp(-2.0 * old[1]) * tangent[0], 2.0 * weight * tangent[1]
+
+        with jax.default_matmul_precision("highest"):
+            params, info = trpo_step(outputs, loss, kl, metric, params, self.config.trpo)
+        return params, {
+            "loss_before": info.loss_before,
+            "loss_after": info.loss_after,
+            "kl": info.kl,
+            "accepted": info.accepted.astype(jnp.float32),
+            "backtracks": info.backtracks,
+            "mean_log_std": jnp.mean(params["params"]["log_std"]),
+        }
+
+
+def _metrics(index: jax.Array, tasks: int, before: Episodes, after: Episodes, diagnostics: dict) -> EpochMetrics:
+    """Per-task means of an epoch over the tasks drawn, `index` `[M]`."""
+    drawn = jnp.arange(tasks)[:, None] == index[None]
+
+    def per_task(episodes: Episodes) -> jax.Array:
+        total = jnp.sum(jnp.where(drawn, jnp.mean(episodes.returns, axis=1)[None], 0.0), axis=1)
+        return total / jnp.sum(drawn, axis=1)  # 0 / 0 = NaN marks a task that was not drawn
+
+    return EpochMetrics(
+        before=per_task(before),
+        after=per_task(after),
+        steps=jnp.sum(before.steps) + jnp.sum(after.steps),
+        nonfinite=jnp.sum(before.nonfinite) + jnp.sum(after.nonfinite),
+        diagnostics=diagnostics,
+    )

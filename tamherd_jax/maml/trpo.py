@@ -1,0 +1,120 @@
+"""The trust-region step: conjugate gradient direction, largest step within the KL budget, backtracking."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.flatten_util import ravel_pytree
+
+from tamherd_jax.maml.kernels import Params, conjugate_gradient, gauss_newton
+
+
+@dataclasses.dataclass(frozen=True)
+class TRPOConfig:
+    """Settings of the trust-region step (garage's defaults, spec 1.5).
+
+    Attributes:
+      max_kl: delta, the bound on the mean KL divergence of one step.
+      cg_iterations: steps of conjugate gradient.
+      cg_damping: added to the curvature's diagonal.
+      cg_tolerance: squared residual at which conjugate gradient stops.
+      backtrack_ratio: factor between the line search's trials.
+      max_backtracks: number of trials.
+    """
+
+    max_kl: float = 0.01
+    cg_iterations: int = 10
+    cg_damping: float = 1e-5
+    cg_tolerance: float = 1e-10
+    backtrack_ratio: float = 0.8
+    max_backtracks: int = 15
+
+
+@struct.dataclass
+class TRPOInfo:
+    """What a step did: losses before and after, KL, whether it was accepted and after how many backtracks (all `[]`)."""
+
+    loss_before: jax.Array
+    loss_after: jax.Array
+    kl: jax.Array
+    accepted: jax.Array
+    backtracks: jax.Array
+
+
+def trpo_step(
+    outputs: Callable[[Params], Any],
+    loss: Callable[[Any, Any], jax.Array],
+    kl: Callable[[Any, Any], jax.Array],
+    metric: Callable[[Any, Any], Any],
+    params: Params,
+    config: TRPOConfig = TRPOConfig(),  # noqa: B008 (frozen)
+) -> tuple[Params, TRPOInfo]:
+    """One constrained step: minimise `loss(outputs_old, outputs(theta))` subject to `kl(outputs_old, outputs(theta)) <= delta`.
+
+    `x = (F + damping I)^-1 g` by conjugate gradient, `theta_j = theta - ratio^j sqrt(2 delta / x^T (F + damping I) x) x`; the
+    first trial j whose loss is lower and whose KL is within the bound is taken, else theta stays. Gradient and all
+    curvature products share one linearisation of `outputs`.
+
+    Args:
+      outputs: map from parameters to the distributions' parameters, as deep as need be (MAML: through the inner step).
+      loss: `(old_outputs, outputs) -> []`; differentiated in its second argument.
+      kl: `(old_outputs, outputs) -> []`, zero with zero gradient at equality.
+      metric: `(outputs, tangent) -> cotangent`, the Hessian of `kl` in its second argument at equality.
+      params: theta.
+      config: settings.
+
+    Returns:
+      New parameters and a `TRPOInfo`. A non-finite direction becomes zero, entry by entry, and a trial that is not finite
+      is never accepted.
+
+    Source: Schulman et al. (2015) appendix C; garage `conjugate_gradient_optimizer.py` (spec 1.5).
+    """
+    flat, unravel = ravel_pytree(params)
+    old, pullback, product = gauss_newton(outputs, params, metric)
+    loss_before, loss_gradient = jax.value_and_grad(loss, argnums=1)(old, old)
+    gradient = ravel_pytree(pullback(loss_gradient))[0]
+
+    def damped(vector: jax.Array) -> jax.Array:
+        return ravel_pytree(product(unravel(vector)))[0] + config.cg_damping * vector
+
+    direction = conjugate_gradient(damped, gradient, config.cg_iterations, config.cg_tolerance)
+    direction = jnp.where(jnp.isfinite(direction), direction, 0.0)
+    size = jnp.sqrt(2.0 * config.max_kl / (jnp.vdot(direction, damped(direction)) + 1e-8))
+    full_step = jnp.where(jnp.isfinite(size), size, 1.0) * direction
+
+    def trial(backtracks: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        candidate = outputs(unravel(flat - config.backtrack_ratio**backtracks * full_step))
+        value, divergence = loss(old, candidate), kl(old, candidate)
+        return value, divergence, (value < loss_before) & (divergence <= config.max_kl)
+
+    return _backtrack(trial, flat, full_step, unravel, loss_before, config)
+
+
+def _backtrack(trial, flat, full_step, unravel, loss_before, config) -> tuple[Params, TRPOInfo]:
+    """Line search: the first accepted trial of at most `max_backtracks`."""
+
+    def rejected(carry):
+        backtracks, _, _, accepted = carry
+        return ~accepted & (backtracks + 1 < config.max_backtracks)
+
+    def shorten(carry):
+        backtracks = carry[0] + 1.0
+        return (backtracks, *trial(backtracks))
+
+    start = (-jnp.ones((), flat.dtype), loss_before, jnp.zeros_like(loss_before), jnp.array(False))
+    backtracks, value, divergence, accepted = jax.lax.while_loop(rejected, shorten, start)
+    step = jnp.where(accepted, config.backtrack_ratio**backtracks, 0.0)
+    info = TRPOInfo(
+        loss_before=loss_before,
+        loss_after=jnp.where(accepted, value, loss_before),
+        kl=jnp.where(accepted, divergence, 0.0),
+        accepted=accepted,
+        backtracks=backtracks,
+    )
+    # A rejected or non-finite step must leave the parameters' bits alone.
+    return unravel(jnp.where(accepted, flat - step * full_step, flat)), info
