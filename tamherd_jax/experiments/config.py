@@ -1,0 +1,107 @@
+"""What an experiment is: one frozen configuration, and the presets that the command line names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tamherd_jax.herd.clustering import ClusteringConfig
+from tamherd_jax.herd.embeddings import EmbeddingConfig
+from tamherd_jax.maml.learner import MAMLConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: probe, embeddings, clusters, herd, single learner and oracle on ML2, for several seeds.
+
+    Attributes:
+      preset: name it started from.
+      algorithm: the meta-learner, `maml`.
+      seeds: S, number of seeds.
+      first_seed: seeds are `first_seed, ..., first_seed + seeds - 1`.
+      physics: backend name.
+      expected_action_scale: environment actions are `clip(a / scale, -1, 1)` (garage: 10 for MAML).
+      probe_epochs: epochs of the single learner after which it is frozen as the probe.
+      member_epochs: epochs of every herd member and oracle learner.
+      single_epochs: epochs of the single learner; enough to get at least the herd's environment steps, probe included.
+      draws_per_task: task draws an epoch for each of the N tasks; a herd shares the same total among its members.
+      embedding_tasks: D, training tasks embedded and clustered, in equal shares of the N.
+      embedding_episodes: probe episodes for each of them.
+      probe_test_episodes: probe episodes that embed a test task, taken from the herd's exploration budget.
+      explore_episodes: exploration episodes of a single or oracle learner; a herd member explores with what the probe left.
+      test_episodes: episodes that measure an adapted policy.
+      embedding, clustering, maml: settings of the parts.
+    """
+
+    preset: str
+    algorithm: str = "maml"
+    seeds: int = 1
+    first_seed: int = 0
+    physics: str = "auto"
+    expected_action_scale: float = 10.0
+    probe_epochs: int = 10
+    member_epochs: int = 40
+    single_epochs: int = 51
+    draws_per_task: int = 5
+    embedding_tasks: int = 40
+    embedding_episodes: int = 10
+    probe_test_episodes: int = 2
+    explore_episodes: int = 10
+    test_episodes: int = 10
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    clustering: ClusteringConfig = ClusteringConfig()
+    maml: MAMLConfig = MAMLConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+          ValueError: naming the first field at fault.
+        """
+        for name in ("seeds", "probe_epochs", "member_epochs", "draws_per_task", "embedding_episodes", "test_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
+        if self.first_seed < 0:
+            raise ValueError(f"first seed must not be negative, not {self.first_seed}")
+        if self.single_epochs < self.probe_epochs:
+            raise ValueError(f"single epochs ({self.single_epochs}) must cover the probe's ({self.probe_epochs})")
+        if not 1 <= self.probe_test_episodes < self.explore_episodes:
+            raise ValueError("probe test episodes must leave the herd at least one exploration episode")
+        if self.algorithm != "maml":
+            raise ValueError(f"unknown algorithm {self.algorithm!r}; this version has maml")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain nested dictionary, as result files carry it."""
+        return dataclasses.asdict(self)
+
+
+_LITERAL_MAML = MAMLConfig(advantage_scale="variance", outer_loss="likelihood")
+
+PRESETS = {
+    "quick": ExperimentConfig(
+        preset="quick", probe_epochs=8, member_epochs=20, single_epochs=29, embedding_tasks=20, embedding_episodes=5
+    ),
+    "paper-maml": ExperimentConfig(preset="paper-maml", seeds=10, maml=_LITERAL_MAML),
+    "long-maml": ExperimentConfig(preset="long-maml", seeds=10, member_epochs=300, single_epochs=311, maml=_LITERAL_MAML),
+}
+"""`quick`: the whole method in minutes on two cores. `paper-maml`: Table 3. `long-maml`: garage's 300 epochs."""
+
+
+def get_preset(name: str, **overrides: Any) -> ExperimentConfig:
+    """A preset with fields replaced.
+
+    Args:
+      name: of `PRESETS`.
+      **overrides: fields of `ExperimentConfig`; None keeps the preset's. A new `member_epochs` moves `single_epochs` along.
+
+    Raises:
+      ValueError: unknown preset or impossible value, in one line.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+    config = PRESETS[name]
+    changes = {key: value for key, value in overrides.items() if value is not None}
+    if "member_epochs" in changes:
+        margin = config.single_epochs - config.member_epochs
+        changes.setdefault("single_epochs", changes["member_epochs"] + margin)
+    return dataclasses.replace(config, **changes)

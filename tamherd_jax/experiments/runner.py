@@ -1,0 +1,237 @@
+"""Running an experiment: all seeds and arms as rows of the learner axis, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tamherd_jax.envs import Locomotion, TaskSet, ml2
+from tamherd_jax.experiments.config import ExperimentConfig
+from tamherd_jax.experiments.ledger import Budget
+from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, stratified_tasks
+from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
+from tamherd_jax.herd.embeddings import make_embedding
+from tamherd_jax.herd.learner import MetaLearner
+from tamherd_jax.maml.learner import MAML
+from tamherd_jax.parallel import map_learners
+
+_ROLES = ("single", "oracle", "herd", "embed", "cluster", "assign", "test_single", "test_oracle", "test_herd")
+"""Every random number descends from (seed, role, index, epoch); a new role goes to the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """One line of progress.
+
+    Attributes:
+      stage: what is being done.
+      epoch, epochs: done and planned within the stage (embedding: 1 of 1).
+      returns: arm -> `[S, N]` meta-test return after adaptation, where the stage tests.
+      steps: environment steps taken since the last line, tests included.
+      work: environment steps of the budget since the last line, tests included; for the time left.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    returns: dict[str, np.ndarray]
+    steps: int
+    work: int
+
+
+class Experiment:
+    """The compiled programs of one configuration, and the loop over its stages.
+
+    `run()` yields a `Progress` per epoch; afterwards `curves`, `clusters` and `embedded` hold what the results need. Axes:
+    S seeds, N tasks, A learners of an arm (oracle: modes; herd: members).
+
+    Args:
+      config: what to run.
+      env, task_set: replace ML2, for tests and for users' own tasks.
+    """
+
+    def __init__(self, config: ExperimentConfig, env: Any = None, task_set: TaskSet | None = None):
+        self.config = config
+        self.task_set = ml2() if task_set is None else task_set
+        self.env = Locomotion(config.physics, config.expected_action_scale) if env is None else env
+        self.members, self.modes = config.clustering.clusters, len(self.task_set.mode_names)
+        self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds)
+        draws = config.draws_per_task * len(self.task_set)
+        self.single = MAML(self.env, draws, config.maml)
+        self.member = MAML(self.env, max(1, draws // self.members), config.maml)
+        # Where clusters are as many as modes, herd and oracle share one compiled program.
+        self.expert = self.member if self.members == self.modes else MAML(self.env, max(1, draws // self.modes), config.maml)
+        self.embedding = make_embedding(config.embedding)
+        self.curves: dict[str, list[np.ndarray]] = {}
+        self.clusters: list[Clusters] = []
+        self.embedded: EmbeddedTasks | None = None
+        self.states: dict[str, Any] = {}
+
+    @property
+    def budget(self) -> Budget:
+        """Environment steps that each part may take."""
+        c = self.config
+        return Budget(
+            single_epoch=self.single.steps_per_epoch,
+            herd_epoch=self.members * self.member.steps_per_epoch,
+            oracle_epoch=self.modes * self.expert.steps_per_epoch,
+            probe=c.probe_epochs * self.single.steps_per_epoch,
+            embedding=c.embedding_tasks * c.embedding_episodes * c.maml.horizon,
+        )
+
+    def run(self) -> Iterator[Progress]:
+        """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner."""
+        c = self.config
+        self.states["single"] = self._init(self.single, "single", 1)
+        yield from self._train_single("probe", 0, c.probe_epochs)
+        self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.states["single"])
+        yield self._embed_and_cluster()
+        yield from self._train_herd_and_oracle()
+        yield from self._train_single("single", c.probe_epochs, c.single_epochs)
+
+    def _train_single(self, stage: str, start: int, stop: int) -> Iterator[Progress]:
+        weights = np.ones((len(self.seeds), 1, len(self.task_set)), np.float32)
+        member = np.zeros((len(self.seeds), len(self.task_set)), np.int32)
+        for epoch in range(start + 1, stop + 1):
+            self._train(self.single, ("single",), {"single": weights}, epoch)
+            self._test("single", self.config.explore_episodes, member, epoch)
+            yield self._progress(stage, epoch - start, stop - start, ("single",))
+
+    def _train_herd_and_oracle(self) -> Iterator[Progress]:
+        c, seeds = self.config, len(self.seeds)
+        weights = {"oracle": np.tile(self.task_set.mode_weights(), (seeds, 1, 1)), "herd": self.member_weights()}
+        self.states["oracle"] = self._init(self.expert, "oracle", self.modes)
+        self.states["herd"] = self._init(self.member, "herd", self.members)
+        modes = np.tile(self.task_set.modes.astype(np.int32), (seeds, 1))
+        for epoch in range(1, c.member_epochs + 1):
+            if self.expert is self.member:
+                self._train(self.member, ("oracle", "herd"), weights, epoch)
+            else:
+                self._train(self.expert, ("oracle",), weights, epoch)
+                self._train(self.member, ("herd",), weights, epoch)
+            self._test("oracle", c.explore_episodes, modes, epoch)
+            self._test("herd", c.explore_episodes - c.probe_test_episodes, self._assign(epoch), epoch)
+            yield self._progress("herd and oracle", epoch, c.member_epochs, ("herd", "oracle"))
+
+    def _embed_and_cluster(self) -> Progress:
+        """Embed the training tasks with every seed's frozen probe and cluster each seed's own."""
+        c = self.config
+        tasks, self.embedded_index = stratified_tasks(self.task_set.tasks, c.embedding_tasks)
+        embed = jax.jit(
+            jax.vmap(
+                lambda key, probe: embed_training_tasks(self.single, self.embedding, key, probe, tasks, c.embedding_episodes)
+            )
+        )
+        self.embedded = embed(self._keys("embed"), self.states["probe"])
+        grams = np.asarray(self.embedded.gram, np.float64)
+        self.clusters = [cluster(gram, c.clustering, int(seed)) for gram, seed in zip(grams, self.seeds, strict=True)]
+        steps = int(np.sum(self.embedded.steps))
+        return Progress("embeddings", 1, 1, {}, steps, self.budget.embedding * len(self.seeds))
+
+    def member_weights(self) -> np.ndarray:
+        """`[S, K, N]` each member's distribution over tasks: the empirical one of its cluster, however impure."""
+        index = np.asarray(self.embedded_index)
+        rows = [membership_weights(c.labels, index, len(self.task_set), self.members) for c in self.clusters]
+        return np.stack(rows).astype(np.float32)
+
+    def _keys(self, role: str, index: int = 0) -> jax.Array:
+        """`[S]` one key per seed for a role; a seed's keys do not depend on which other seeds run."""
+        base = jnp.stack([jax.random.key(int(seed)) for seed in self.seeds])
+        return jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, _ROLES.index(role)), index))(base)
+
+    def _row_keys(self, role: str, rows: int) -> jax.Array:
+        """`[S, A]` one key per learner."""
+        return jnp.stack([self._keys(role, index) for index in range(rows)], axis=1)
+
+    def _init(self, learner: MetaLearner, role: str, rows: int) -> Any:
+        """Fresh states `[S, A, ...]`; epoch 0 of the learner's key."""
+        keys = self._row_keys(role, rows)
+        return jax.jit(jax.vmap(jax.vmap(lambda k: learner.init(jax.random.fold_in(k, 0)))))(keys)
+
+    @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
+    def _train_program(self, learner: MetaLearner) -> Any:
+        """Compiled training epoch of a learner for the flat axis of L = S A rows."""
+
+        def epoch(row_key, epoch, state, tasks, weights):
+            return learner.train_epoch(jax.random.fold_in(row_key, epoch), state, tasks, weights)
+
+        return map_learners(epoch, in_axes=(0, None, 0, None, 0))
+
+    def _train(self, learner: MetaLearner, arms: tuple[str, ...], weights: dict[str, np.ndarray], epoch: int) -> None:
+        """One epoch of all learners of some arms in one call; records their metrics."""
+        sizes = [weights[arm].shape[1] for arm in arms]
+        seeds = len(self.seeds)
+        states = jax.tree.map(lambda *leaves: _flatten(jnp.concatenate(leaves, 1)), *(self.states[arm] for arm in arms))
+        keys = _flatten(jnp.concatenate([self._row_keys(arm, size) for arm, size in zip(arms, sizes, strict=True)], 1))
+        flat_weights = _flatten(np.concatenate([weights[arm] for arm in arms], 1))
+        states, metrics = self._train_program(learner)(keys, np.uint32(epoch), states, self.task_set.tasks, flat_weights)
+        states, metrics = jax.tree.map(lambda leaf: leaf.reshape(seeds, -1, *leaf.shape[1:]), (states, metrics))
+        for arm, stop in zip(arms, np.cumsum(sizes), strict=True):
+            rows = slice(stop - sizes[arms.index(arm)], stop)
+            self.states[arm] = jax.tree.map(lambda leaf, rows=rows: leaf[:, rows], states)
+            own = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf[:, rows]), metrics)
+            self._record(arm, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
+            self._record(arm, **own.diagnostics)
+
+    @functools.cached_property
+    def _test_program(self) -> Any:
+        """Compiled meta-test of S seeds; recompiles for another number of learners or exploration episodes."""
+
+        def test(key, epoch, states, member, explore):
+            key = jax.random.fold_in(key, epoch)
+            return meta_test(self.single, key, states, member, self.task_set.tasks, explore, self.config.test_episodes)
+
+        def tests(keys, epoch, states, member, explore):
+            return jax.vmap(lambda k, s, m: test(k, epoch, s, m, explore))(keys, states, member)
+
+        return jax.jit(tests, static_argnames="explore")
+
+    def _test(self, arm: str, explore: int, member: np.ndarray | jax.Array, epoch: int) -> None:
+        """Meta-test every task with the learner of the arm that `member` `[S, N]` names; records the returns."""
+        keys = self._keys(f"test_{arm}")
+        result = self._test_program(keys, np.uint32(epoch), self.states[arm], member, explore=explore)
+        self._record(arm, before=result.before, after=result.after, test_steps=result.steps, test_nonfinite=result.nonfinite)
+
+    @functools.cached_property
+    def _assign_program(self) -> Any:
+        """Compiled assignment of all tasks for S seeds."""
+        c = self.config
+
+        def assign(key, epoch, probe, embedded, membership):
+            key = jax.random.fold_in(key, epoch)
+            tasks = self.task_set.tasks
+            return assign_tasks(self.single, self.embedding, key, probe, embedded, membership, tasks, c.probe_test_episodes)
+
+        return jax.jit(jax.vmap(assign, in_axes=(0, None, 0, 0, 0)))
+
+    def _assign(self, epoch: int) -> jax.Array:
+        """`[S, N]` the member that each task is assigned to, from fresh probe episodes; records it."""
+        membership = np.stack([np.eye(self.members, dtype=np.float32)[c.labels] for c in self.clusters])
+        keys = self._keys("assign")
+        assignment, steps = self._assign_program(keys, np.uint32(epoch), self.states["probe"], self.embedded, membership)
+        self._record("herd", member=assignment.nearest, confidence=assignment.confidence, assign_steps=steps)
+        return assignment.nearest.astype(np.int32)
+
+    def _record(self, arm: str, **values: Any) -> None:
+        for name, value in values.items():
+            self.curves.setdefault(f"{arm}/{name}", []).append(np.asarray(value))
+
+    def _progress(self, stage: str, epoch: int, epochs: int, arms: tuple[str, ...]) -> Progress:
+        """Progress of the epoch just recorded for some arms."""
+        latest = {name: values[-1] for name, values in self.curves.items()}
+        steps = sum(int(latest[f"{arm}/{kind}"].sum()) for arm in arms for kind in ("steps", "test_steps"))
+        per_test = (self.config.explore_episodes + self.config.test_episodes) * self.config.maml.horizon * len(self.task_set)
+        training = {"single": self.budget.single_epoch, "herd": self.budget.herd_epoch, "oracle": self.budget.oracle_epoch}
+        work = len(self.seeds) * sum(training[arm] + per_test for arm in arms)
+        return Progress(stage, epoch, epochs, {arm: latest[f"{arm}/after"] for arm in arms}, steps, work)
+
+
+def _flatten(leaf: Any) -> Any:
+    """`[S, A, ...]` to `[S A, ...]`."""
+    return leaf.reshape(-1, *leaf.shape[2:])
