@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,27 @@ def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, A
             "oracle": experiment.config.member_epochs * experiment.modes,
         },
     }
+
+
+def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """results.json, curves and embeddings of a finished run.
+
+    Raises:
+      ValueError: if the directory holds none, or a file is damaged or of another schema, in one line.
+    """
+    try:
+        results = json.loads((directory / "results.json").read_text())
+        arrays = []
+        for name in ("curves.npz", "embeddings.npz"):
+            with np.load(directory / name, allow_pickle=False) as file:
+                arrays.append({key: file[key] for key in file.files})
+    except FileNotFoundError as error:
+        raise ValueError(f"{directory} holds no finished run: {Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"the result files in {directory} cannot be read: {error}") from error
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise ValueError(f"{directory}/results.json is not of this version (schema {SCHEMA})")
+    return results, arrays[0], arrays[1]
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
