@@ -168,10 +168,11 @@ def _split(rows: Any, weights: jax.Array, size: int) -> _Blocks:
     group = 1 if chunks > 1 else min(max(size // samples, 1), tasks)
     length = -(-samples // chunks)
     extra_tasks, extra_samples = -tasks % group, length * chunks - samples
+    blocks = (tasks + extra_tasks) * chunks // group
 
     def cut(leaf: jax.Array) -> jax.Array:
         widths = [(0, extra_tasks), (0, extra_samples)] + [(0, 0)] * (leaf.ndim - 2)
-        return jnp.pad(leaf, widths).reshape(-1, group * length, *leaf.shape[2:])
+        return jnp.pad(leaf, widths).reshape(blocks, group * length, *leaf.shape[2:])
 
     return _Blocks(jax.tree.map(cut, rows), cut(weights).reshape(-1, group, length), chunks)
 
