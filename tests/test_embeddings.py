@@ -1,7 +1,7 @@
 """Task embeddings against explicit python loops over episodes and steps."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +46,14 @@ def task_of(episodes, task):
     return jax.tree.map(lambda leaf: leaf[task], episodes)
 
 
-def all_features(embedding, episodes, params=PARAMS):
+@cache
+def compiled(embedding):
     features = jax.vmap(partial(embedding.features, POLICY.apply), in_axes=(None, 0, 0))
-    return jax.jit(features)(params, episodes, KEYS[: episodes.valid.shape[0]])
+    return jax.jit(features), jax.jit(embedding.self_gram), jax.jit(embedding.gram), jax.jit(embedding.norms)
+
+
+def all_features(embedding, episodes, params=PARAMS):
+    return compiled(embedding)[0](params, episodes, KEYS[: episodes.valid.shape[0]])
 
 
 def loop_mean(episodes, reward, embed):
@@ -66,6 +71,9 @@ def loop_mean(episodes, reward, embed):
 
 score_at = jax.jit(jax.grad(embeddings.gaussian_log_prob(POLICY.apply)))
 mean_at = jax.jit(POLICY.apply)
+factors_at = jax.jit(partial(fisher.score_factors, embeddings.gaussian_log_prob(POLICY.apply)))
+dense_rows = jax.jit(fisher.dense_scores)
+expected_at = jax.jit(partial(fisher.gaussian_factors, POLICY.apply))
 
 
 def flat(tree):
@@ -86,8 +94,8 @@ def fisher_matrix(episodes, key, reward="max", block=slice(None)):
 
 def expected_matrix(episodes, reward="max"):
     def embed(e, t):
-        parts = fisher.gaussian_factors(POLICY.apply, PARAMS, episodes.obs[e, t][None])
-        rows = np.concatenate([np.asarray(fisher.dense_scores(part), np.float64) for part in parts])
+        parts = expected_at(PARAMS, episodes.obs[e, t][None])
+        rows = np.concatenate([np.asarray(dense_rows(part), np.float64) for part in parts])
         return rows.T @ rows
 
     return loop_mean(episodes, reward, embed)
@@ -99,17 +107,18 @@ def grams_match(embedding, episodes, matrices, tolerance=2e-5):
     dense = dense / np.linalg.norm(dense, axis=1, keepdims=True) if embedding.config.metric == "cosine" else dense
     expected = dense @ dense.T
     some = jax.tree.map(lambda leaf: leaf[:2], features)
-    self_gram, gram, norms = jax.jit(lambda f, s: (embedding.self_gram(f), embedding.gram(f, s), embedding.norms(f)))(
-        features, some
-    )
+    _, self_gram_of, gram_of, norms_of = compiled(embedding)
+    self_gram, gram, norms = self_gram_of(features), gram_of(features, some), norms_of(features)
     atol = tolerance * np.abs(expected).max()
     np.testing.assert_allclose(self_gram, expected, rtol=0, atol=atol)
     np.testing.assert_allclose(gram, expected[:, :2], rtol=0, atol=atol)
     np.testing.assert_allclose(norms, np.diagonal(expected), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize("reward", ["max", "absolute", "none", "raw"])
+@pytest.mark.parametrize(
+    ("reward", "metric"),
+    [*((r, "euclidean") for r in ("max", "absolute", "none", "raw")), ("max", "cosine"), ("none", "cosine")],
+)
 def test_fisher_gram_is_that_of_the_dense_matrices(reward, metric):
     episodes = make_episodes(3)
     matrices = [fisher_matrix(task_of(episodes, i), KEYS[i], reward) for i in range(3)]
@@ -144,8 +153,8 @@ def layer_moments(episodes, expectation, key):
         mean, log_std = mean_at(PARAMS, obs)
         if expectation == "sample":
             action = mean + jnp.exp(log_std) * noise[e, t]
-            return fisher.score_factors(embeddings.gaussian_log_prob(POLICY.apply), PARAMS, obs[None], action[None])
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *fisher.gaussian_factors(POLICY.apply, PARAMS, obs[None]))
+            return factors_at(PARAMS, obs[None], action[None])
+        return jax.tree.map(lambda *x: np.concatenate(x), *expected_at(PARAMS, obs[None]))
 
     table = {(e, t): jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), rows(e, t)) for e, t in np.ndindex(E, T)}
     blocks = []
@@ -167,10 +176,10 @@ def test_kronecker_factors(expectation):
 def test_projection_tends_to_the_exact_gram():
     episodes = make_episodes(3)
     exact, projected = (
-        np.asarray(jax.jit(e.self_gram)(all_features(e, episodes)))
-        for e in map(make_embedding, (EmbeddingConfig(), EmbeddingConfig(form="projection", projection_size=4000)))
+        np.asarray(compiled(e)[1](all_features(e, episodes)))
+        for e in map(make_embedding, (EmbeddingConfig(), EmbeddingConfig(form="projection", projection_size=1500)))
     )
-    np.testing.assert_allclose(projected, exact, atol=0.1 * np.abs(exact).max())
+    np.testing.assert_allclose(projected, exact, atol=0.15 * np.abs(exact).max())
 
 
 def test_transition_embedding():
@@ -204,7 +213,7 @@ def test_gradient_embedding(density):
 def test_test_tasks_may_have_another_number_of_episodes():
     train, test = make_episodes(3), make_episodes(2, seed=5, episodes=1)
     embedding = make_embedding(EmbeddingConfig())
-    cross = jax.jit(embedding.gram)(all_features(embedding, test), all_features(embedding, train))
+    cross = compiled(embedding)[2](all_features(embedding, test), all_features(embedding, train))
     dense = [[fisher_matrix(task_of(part, i), KEYS[i]).ravel() for i in range(n)] for part, n in ((test, 2), (train, 3))]
     np.testing.assert_allclose(cross, np.stack(dense[0]) @ np.stack(dense[1]).T, rtol=1e-4)
 

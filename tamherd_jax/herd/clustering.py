@@ -69,7 +69,8 @@ class Clusters:
     Attributes:
       labels: `[N]` int in 0..k-1, numbered by first appearance.
       k: number of clusters.
-      scores: per criterion, its value for every K looked at; the silhouette at K = 2..4 even where K was given.
+      scores: per criterion, its value for every K looked at; the silhouette at K = 2..4 even where K was given
+        (with `hdbscan`, at its own K).
     """
 
     labels: np.ndarray
@@ -148,6 +149,7 @@ def cluster(gram: np.ndarray, config: ClusteringConfig, seed: int = 0) -> Cluste
     scores: dict[str, dict[int, float]] = {}
     if config.method == "hdbscan":
         labels = _hdbscan(gram)
+        scores["silhouette"] = {len(np.unique(labels)): _silhouette(gram, labels)}
     else:
         k, scores = _choose(gram, config, seed) if config.clusters == "auto" else (config.clusters, {})
         labels = partition(gram, config.method, k, seed)
@@ -221,16 +223,15 @@ def _choose(gram: np.ndarray, config: ClusteringConfig, seed: int) -> tuple[int,
 
 
 def _silhouettes(gram: np.ndarray, method: str, ks: range, seed: int) -> dict[int, float]:
-    """Mean silhouette for every K of `ks` below N."""
-    if method == "hdbscan":
-        method = "average"
-    distances = np.sqrt(squared_distances(gram))
-    scores = {}
-    for k in (k for k in ks if k < len(gram)):
-        labels = partition(gram, method, k, seed)
-        distinct = len(np.unique(labels))
-        scores[k] = float(sk_metrics.silhouette_score(distances, labels, metric="precomputed")) if distinct > 1 else -1.0
-    return scores
+    """Mean silhouette for every K of `ks` below N; fewer clusters than K (coinciding tasks) score as what they are."""
+    return {k: _silhouette(gram, partition(gram, method, k, seed)) for k in ks if k < len(gram)}
+
+
+def _silhouette(gram: np.ndarray, labels: np.ndarray) -> float:
+    """Mean silhouette in [-1, 1]; -1 where it is undefined, for one cluster or one task in each."""
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return -1.0
+    return float(sk_metrics.silhouette_score(np.sqrt(squared_distances(gram)), labels, metric="precomputed"))
 
 
 def _gap(gram: np.ndarray, method: str, top: int, seed: int) -> tuple[int, dict[str, dict[int, float]]]:
