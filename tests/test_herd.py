@@ -12,19 +12,23 @@ from tamherd_jax.experiments.results import experiment_curves, results_document
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.algorithm import assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
-from tamherd_jax.maml import MAML, MAMLConfig
+from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
 
 SMALL = ExperimentConfig(
     preset="point",
     seeds=3,
-    probe_epochs=2,
-    member_epochs=16,
-    single_epochs=20,
+    probe_epochs=1,
+    member_epochs=30,
+    single_epochs=35,
     embedding_tasks=8,
-    embedding_episodes=3,
-    explore_episodes=5,
+    embedding_episodes=60,
+    probe_test_episodes=40,
+    explore_episodes=48,
     test_episodes=4,
-    maml=MAMLConfig(episodes_per_task=4, horizon=10, hidden_sizes=(8,)),
+    # The inner step is too small to turn a policy round: what the modes disagree on, only specialists can know.
+    maml=MAMLConfig(
+        episodes_per_task=12, horizon=10, hidden_sizes=(8,), inner_step_size=1e-3, trpo=TRPOConfig(max_kl=0.05)
+    ),
 )
 
 
@@ -39,7 +43,7 @@ def test_a_herd_of_two_beats_one_learner_and_reaches_the_oracle(herd_run):
     """Each member's task has one answer; the single learner must find it out with one inner step of a few episodes."""
     _, _, curves = herd_run
     last = {arm: curves[f"{arm}/after"][:, -3:].mean(1) for arm in ("single", "herd", "oracle")}  # [S, N]
-    best = 10 * (np.array([0.5, 1.0, 0.5, 1.0]) + np.array([0, 0, 2, 2]))
+    best = 10 * (np.array([0.5, 1.0, 0.5, 1.0]) + np.array([0, 0, 8, 8]))
     shortfall = {arm: (best - values).mean() for arm, values in last.items()}
     assert shortfall["herd"] < 0.5 * shortfall["single"]
     assert abs(shortfall["herd"] - shortfall["oracle"]) < 1.0
@@ -69,15 +73,15 @@ def test_an_impure_cluster_trains_its_member_on_what_is_in_it(herd_run):
 
 
 def test_the_herds_curve_starts_where_probe_and_embedding_end(herd_run):
-    """The ledger against a hand count: 20 draws x 2 sides x 4 episodes x 10 steps and so on."""
+    """The ledger against a hand count: 20 draws x 2 sides x 12 episodes x 10 steps and so on."""
     experiment, _, curves = herd_run
-    single_epoch = 5 * 4 * 2 * 4 * 10
-    member_epoch = 10 * 2 * 4 * 10
-    embedding = 8 * 3 * 10
-    assert experiment.budget == Budget(single_epoch, 2 * member_epoch, 2 * member_epoch, 2 * single_epoch, embedding)
-    assert curves["herd/budget"][0] == 2 * single_epoch + embedding + 2 * member_epoch
-    assert curves["herd/budget"][-1] == 2 * single_epoch + embedding + 16 * 2 * member_epoch
-    assert curves["single/budget"][-1] == 20 * single_epoch >= curves["herd/budget"][-1]
+    single_epoch = 5 * 4 * 2 * 12 * 10
+    member_epoch = 10 * 2 * 12 * 10
+    embedding = 8 * 60 * 10
+    assert experiment.budget == Budget(single_epoch, 2 * member_epoch, 2 * member_epoch, single_epoch, embedding)
+    assert curves["herd/budget"][0] == single_epoch + embedding + 2 * member_epoch
+    assert curves["herd/budget"][-1] == single_epoch + embedding + 30 * 2 * member_epoch
+    assert curves["single/budget"][-1] == 35 * single_epoch >= curves["herd/budget"][-1]
     assert curves["oracle/budget"][0] == 2 * member_epoch
     for arm in ("single", "herd", "oracle"):  # nothing ends early here: every step of the budget is taken
         np.testing.assert_array_equal(curves[f"{arm}/taken"], np.broadcast_to(curves[f"{arm}/budget"], curves[f"{arm}/taken"].shape))
@@ -96,14 +100,14 @@ def test_progress_accounts_for_all_the_work(herd_run):
 
 
 def test_a_seed_alone_equals_the_same_seed_among_others(herd_run):
-    """Same clusters, and the same curves to rounding while rounding has not yet been amplified by training."""
+    """To the bit on the CPU, where every learner runs in the same compiled program by itself."""
     experiment, _, curves = herd_run
     config = dataclasses.replace(SMALL, seeds=1, first_seed=1, member_epochs=2, single_epochs=4)
     alone = Experiment(config, PointMass(), point_tasks())
     list(alone.run())
     own = experiment_curves(alone)
     for name, epochs in (("single/after", 4), ("herd/after", 2), ("oracle/after", 2), ("single/train_before", 4)):
-        np.testing.assert_allclose(own[name][0], curves[name][1, :epochs], rtol=1e-3, atol=2e-3, err_msg=name)
+        np.testing.assert_array_equal(own[name][0], curves[name][1, :epochs], err_msg=name)
     np.testing.assert_array_equal(alone.clusters[0].labels, experiment.clusters[1].labels)
     np.testing.assert_array_equal(own["herd/member"][0], curves["herd/member"][1, :2])
 
@@ -137,7 +141,7 @@ def test_algorithm_two_uses_its_budget():
     result = meta_test(learner, jax.random.key(4), states, assignment.nearest, task_set.tasks, 8, 4)
     assert float(result.steps) == 4 * 8 * 10
     sign = np.where(np.asarray(assignment.nearest) == 0, 1, -1) * np.array([1, 1, -1, -1])
-    expected = 10 * (np.array([0.5, 1, 0.5, 1]) * sign + np.array([0, 0, 2, 2]))
+    expected = 10 * (np.array([0.5, 1, 0.5, 1]) * sign + np.array([0, 0, 8, 8]))
     np.testing.assert_allclose(result.before, expected, atol=1e-3)
 
 
@@ -146,8 +150,8 @@ def test_algorithm_two_uses_its_budget():
     [
         ({"seeds": -1}, "seeds must be at least 1, not -1"),
         ({"member_epochs": 0}, "member epochs must be at least 1, not 0"),
-        ({"single_epochs": 1}, r"single epochs \(1\) must cover the probe's \(2\)"),
-        ({"probe_test_episodes": 5}, "must leave the herd at least one exploration episode"),
+        ({"single_epochs": 1, "probe_epochs": 3}, r"single epochs \(1\) must cover the probe's \(3\)"),
+        ({"probe_test_episodes": 48}, "must leave the herd at least one exploration episode"),
         ({"algorithm": "ppo"}, "unknown algorithm 'ppo'"),
     ],
 )

@@ -18,6 +18,8 @@ from tamherd_jax.maml import (
     trpo_step,
 )
 
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+
 
 def small_network(seed=0, sizes=(3, 4, 2)):
     rng = np.random.default_rng(seed)
