@@ -1,12 +1,12 @@
-"""A two-mode point mass whose answer is known: controls are inverted in one mode, so what is right in one is wrong in the other."""
+"""A two-mode point mass whose answer is known: what is right in one mode is wrong in the other."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tamherd_jax.envs._brax import Env, State
 from flax import struct
 
 from tamherd_jax.envs import TaskSet
+from tamherd_jax.envs._brax import Env, State
 
 
 @struct.dataclass

@@ -26,9 +26,7 @@ SMALL = ExperimentConfig(
     explore_episodes=48,
     test_episodes=4,
     # The inner step is too small to turn a policy round: what the modes disagree on, only specialists can know.
-    maml=MAMLConfig(
-        episodes_per_task=12, horizon=10, hidden_sizes=(8,), inner_step_size=1e-3, trpo=TRPOConfig(max_kl=0.05)
-    ),
+    maml=MAMLConfig(episodes_per_task=12, horizon=10, hidden_sizes=(8,), inner_step_size=1e-3, trpo=TRPOConfig(max_kl=0.05)),
 )
 
 
@@ -84,7 +82,9 @@ def test_the_herds_curve_starts_where_probe_and_embedding_end(herd_run):
     assert curves["single/budget"][-1] == 35 * single_epoch >= curves["herd/budget"][-1]
     assert curves["oracle/budget"][0] == 2 * member_epoch
     for arm in ("single", "herd", "oracle"):  # nothing ends early here: every step of the budget is taken
-        np.testing.assert_array_equal(curves[f"{arm}/taken"], np.broadcast_to(curves[f"{arm}/budget"], curves[f"{arm}/taken"].shape))
+        np.testing.assert_array_equal(
+            curves[f"{arm}/taken"], np.broadcast_to(curves[f"{arm}/budget"], curves[f"{arm}/taken"].shape)
+        )
 
 
 def test_early_ends_cost_what_they_lasted():
@@ -113,7 +113,7 @@ def test_a_seed_alone_equals_the_same_seed_among_others(herd_run):
 
 
 def test_the_same_experiment_twice_gives_the_same_bits(herd_run):
-    experiment, _, curves = herd_run
+    _, _, curves = herd_run
     again = Experiment(SMALL, PointMass(), point_tasks())
     for _, _ in zip(again.run(), range(4), strict=False):
         pass

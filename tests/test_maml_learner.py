@@ -56,12 +56,13 @@ def test_the_inner_step_uses_each_tasks_own_mean(float64):
     for i in range(2):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
 
-        def loss(flat, one=one):
+        flat, unravel = ravel_pytree(params)
+
+        def loss(flat, one=one, unravel=unravel):
             mean, log_std = learner.distribution(unravel(flat), one.obs)
             log_prob = -0.5 * (((one.actions - mean) / jnp.exp(log_std)) ** 2 + 2 * log_std + jnp.log(2 * jnp.pi)).sum(-1)
             return -(log_prob * one.advantages * one.valid).sum() / one.valid.sum()
 
-        flat, unravel = ravel_pytree(params)
         expected = flat - 0.1 * jax.grad(loss)(flat)
         ours = ravel_pytree(jax.tree.map(lambda leaf, i=i: leaf[i], together))[0]
         np.testing.assert_allclose(ours, expected, rtol=1e-10)

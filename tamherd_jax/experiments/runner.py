@@ -17,7 +17,6 @@ from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
-from tamherd_jax.herd.learner import MetaLearner
 from tamherd_jax.maml.learner import MAML
 from tamherd_jax.parallel import map_learners
 
@@ -60,7 +59,7 @@ class Experiment:
         self.config = config
         self.task_set = ml2() if task_set is None else task_set
         self.env = Locomotion(config.physics, config.expected_action_scale) if env is None else env
-        self.members, self.modes = config.clustering.clusters, len(self.task_set.mode_names)
+        self.members, self.modes = int(config.clustering.clusters), len(self.task_set.mode_names)
         self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds)
         draws = config.draws_per_task * len(self.task_set)
         self.single = MAML(self.env, draws, config.maml)
@@ -70,7 +69,7 @@ class Experiment:
         self.embedding = make_embedding(config.embedding)
         self.curves: dict[str, list[np.ndarray]] = {}
         self.clusters: list[Clusters] = []
-        self.embedded: EmbeddedTasks | None = None
+        self.embedded: EmbeddedTasks
         self.states: dict[str, Any] = {}
 
     @property
@@ -159,7 +158,7 @@ class Experiment:
         return jax.tree.map(lambda leaf: leaf.reshape(len(self.seeds), rows, *leaf.shape[1:]), states)
 
     @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
-    def _train_program(self, learner: MetaLearner) -> Any:
+    def _train_program(self, learner: Any) -> Any:
         """Compiled training epoch for the flat axis of L = S A learners."""
 
         def epoch(row_key, epoch, state, tasks, weights):
@@ -167,7 +166,7 @@ class Experiment:
 
         return map_learners(epoch, in_axes=(0, None, 0, None, 0))
 
-    def _train(self, learner: MetaLearner, arms: tuple[str, ...], weights: dict[str, np.ndarray], epoch: int) -> None:
+    def _train(self, learner: Any, arms: tuple[str, ...], weights: dict[str, np.ndarray], epoch: int) -> None:
         """One epoch of all learners of some arms in one call; records their metrics."""
         sizes = [weights[arm].shape[1] for arm in arms]
         seeds = len(self.seeds)
