@@ -52,12 +52,15 @@ def main() -> None:
     def batches(state, episodes):
         return jax.vmap(lambda e: learner._batch(state.value_params, e))(episodes)
 
+    def update(params, support, query):
+        return learner._outer_step(params, support, query)[0]
+
     episodes = map_learners(collect, (0, 0))(keys, states.params)
     data = map_learners(batches, (0, 0))(states, episodes)
     parts = {
         "sampling (20,000 steps, once of two)": (map_learners(collect, (0, 0)), (keys, states.params)),
         "baseline and advantages (once of two)": (map_learners(batches, (0, 0)), (states, episodes)),
-        "trust-region update": (map_learners(lambda p, s, q: learner._outer_step(p, s, q)[0], (0, 0, 0)), (states.params, data, data)),
+        "trust-region update": (map_learners(update, (0, 0, 0)), (states.params, data, data)),
         "whole epoch (40,000 steps)": (
             map_learners(lambda k, s, w: learner.train_epoch(k, s, tasks, w), (0, 0, 0)),
             (keys, states, weights),
@@ -66,11 +69,12 @@ def main() -> None:
     print(f"{jax.devices()[0].device_kind}, physics {env.backend}, {options.learners} learner(s), {options.repeats} repeats")
     for name, (fn, args) in parts.items():
         first, times = timed(fn, *args, repeats=options.repeats)
-        print(
-            f"{name:40s} first call {first:6.2f} s   min {min(times):6.3f}  median {np.median(times):6.3f}  max {max(times):6.3f} s"
-        )
+        spread = f"min {min(times):6.3f}  median {np.median(times):6.3f}  max {max(times):6.3f} s"
+        print(f"{name:40s} first call {first:6.2f} s   {spread}")
     median = float(np.median(times)) / options.learners
-    print(f"{40_000 / median:,.0f} budgeted steps/s; {QUOTED_GARAGE_SECONDS / median:.1f} x garage's quoted {QUOTED_GARAGE_SECONDS} s")
+    print(
+        f"{40_000 / median:,.0f} budgeted steps/s, {QUOTED_GARAGE_SECONDS / median:.1f} x garage ({QUOTED_GARAGE_SECONDS} s, quoted)"
+    )
 
 
 if __name__ == "__main__":
