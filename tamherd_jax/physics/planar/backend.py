@@ -10,7 +10,7 @@ from tamherd_jax.physics.base import PhysicsState
 from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
 from tamherd_jax.physics.planar.constants import PlanarTree, read_tree, stack_trees
 from tamherd_jax.physics.planar.dynamics import SolverOptions
-from tamherd_jax.physics.planar.kernel import Batch, pallas_step, xla_step
+from tamherd_jax.physics.planar.kernel import Batch, is_literal, pallas_step, xla_step
 
 FORMS = ("auto", "xla", "pallas", "pallas-interpret")
 
@@ -32,7 +32,8 @@ def planar_step(
     """One environment step of a flat batch of planar trees. Under `vmap` the new axis joins the batch.
 
     Args:
-      table: constants of N bodies; data. Under `vmap` its rows may be batched too.
+      table: constants of N bodies. JAX arrays are data (and may be batched under `vmap`, which appends rows); a few rows of
+        numpy arrays, as `read_tree` makes them, are compiled into the program, which is faster.
       body: `[B]` int32 row of each lane.
       state: positions, velocities and solver guesses, each `[B, dofs]` (m, rad, s); float32 or float64.
       control: `[B, motors]`, clipped to each motor's range.
@@ -53,16 +54,34 @@ def planar_step(
     wanted = ((lanes, table.dofs),) * 3 + ((lanes, table.motors),)
     if found != wanted:
         raise ValueError(f"state and control have shapes {found}; this table needs {wanted}")
-    return _batchable(options or SolverOptions(), form)(table, body.astype(jnp.int32), tuple(state), control)
+    arguments = body.astype(jnp.int32), tuple(state), control
+    if is_literal(table):
+        return _batchable(options or SolverOptions(), form, _Literal(table))(None, *arguments)
+    return _batchable(options or SolverOptions(), form, None)(table, *arguments)
 
 
-@functools.cache
-def _batchable(options: SolverOptions, form: str):
-    """The flat step with a batching rule that folds a new axis into the lanes."""
+class _Literal:
+    """A numpy table as a key of a cache: equal where its numbers are."""
+
+    def __init__(self, table: PlanarTree):
+        leaves, treedef = jax.tree.flatten(table)
+        self.table = table
+        self.key = (treedef, *((leaf.shape, leaf.tobytes()) for leaf in leaves))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Literal) and self.key == other.key
+
+
+@functools.lru_cache(maxsize=64)
+def _batchable(options: SolverOptions, form: str, literal: _Literal | None):
+    """The flat step with a batching rule that folds a new axis into the lanes; a literal table is not an argument."""
 
     @custom_batching.custom_vmap
     def step(table, body, state, control):
-        return _run(table, body, state, control, options, form)
+        return _run(literal.table if literal else table, body, state, control, options, form)
 
     @step.def_vmap
     def fold(size, batched, table, body, state, control):
@@ -89,13 +108,13 @@ def _merge_tables(table: PlanarTree, batched: PlanarTree, size: int) -> tuple[Pl
 
 def _run(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions, form: str) -> Batch:
     """The chosen form on a flat batch."""
-    xla = functools.partial(xla_step, options=options)
     if form == "auto" and not table.chains & (table.chains - 1):
         return jax.lax.platform_dependent(
-            table, body, state, control, cuda=functools.partial(pallas_step, options=options), default=xla
+            body, state, control,
+            cuda=lambda *lanes: pallas_step(table, *lanes, options), default=lambda *lanes: xla_step(table, *lanes, options),
         )
     if form in ("auto", "xla"):
-        return xla(table, body, state, control)
+        return xla_step(table, body, state, control, options)
     return pallas_step(table, body, state, control, options, interpret=form == "pallas-interpret")
 
 

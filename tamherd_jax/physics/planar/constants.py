@@ -248,6 +248,51 @@ def select_rows(table: PlanarTree, body: jax.Array, dtype: jnp.dtype) -> PlanarT
     return jax.tree.map(select, table)
 
 
+def select_literals(table: PlanarTree, body: jax.Array, dtype: jnp.dtype) -> PlanarTree:
+    """What `select_rows` returns, with the numbers written into the program instead of read from memory.
+
+    A number that all bodies share becomes a plain literal, another a choice between literals. Fields may have size 1 along any
+    axis: they broadcast.
+
+    Args:
+      table: numpy arrays of a few bodies.
+      body: `[B]` row of each lane, within the table.
+      dtype: of the floating fields.
+    """
+    bodies = body[None]
+
+    def element(values: np.ndarray, kind: jnp.dtype, axes: int) -> jax.Array:
+        lanes = bodies.reshape((1,) * axes + body.shape)
+        out = jnp.full((1,) * (axes + 1), values[0], kind)
+        for row in range(1, len(values)):
+            if (values[row:] != values[0]).any():
+                out = jnp.where(lanes == row, jnp.asarray(values[row], kind), out)
+        return out
+
+    def select(leaf: np.ndarray) -> jax.Array:
+        kind = leaf.dtype if np.issubdtype(leaf.dtype, np.integer) else dtype
+        values = leaf[:, None] if leaf.ndim == 1 else leaf
+        shape, flat = values.shape[1:], values.reshape(len(values), -1)
+        out = element(flat[:, 0], kind, len(shape))
+        if (flat != flat[:, :1]).any():
+            place = flat_indices(shape)
+            for i in range(1, flat.shape[1]):
+                out = jnp.where(place == i, element(flat[:, i], kind, len(shape)), out)
+        return out
+
+    return jax.tree.map(select, table)
+
+
+def flat_indices(shape: tuple[int, ...]) -> jax.Array:
+    """`[*shape, 1]` int32: the row-major index of each element."""
+    out = jnp.zeros((*shape, 1), jnp.int32)
+    for axis, size in enumerate(shape):
+        if size > 1:
+            stride = int(np.prod(shape[axis + 1 :]))
+            out = out + stride * jax.lax.broadcasted_iota(jnp.int32, (*shape, 1), axis)
+    return out
+
+
 def _columns(rows):
     """Tuples of scalars, one a chain, to one tuple of arrays with the chains along the first axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

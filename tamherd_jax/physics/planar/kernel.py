@@ -4,15 +4,16 @@ Both take flat batches, `[B, ...]` with one lane an environment, and trace the s
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from tamherd_jax.physics.planar.algebra import Vector
-from tamherd_jax.physics.planar.constants import PlanarTree, select_rows
+from tamherd_jax.physics.planar.algebra import ROOT, Vector
+from tamherd_jax.physics.planar.constants import PlanarTree, flat_indices, select_literals, select_rows
 from tamherd_jax.physics.planar.dynamics import SolverOptions, State, environment_step
 
 BLOCK = 128
@@ -20,6 +21,14 @@ BLOCK = 128
 
 Batch = tuple[jax.Array, jax.Array, jax.Array]
 """Positions, velocities and guesses, each `[B, dofs]`."""
+
+
+_MOST_LITERAL_ROWS = 4
+
+
+def is_literal(table: PlanarTree) -> bool:
+    """Whether a table is compiled into the program (a few rows of numpy) rather than passed to it as data."""
+    return table.rows <= _MOST_LITERAL_ROWS and all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(table))
 
 
 def xla_step(
@@ -38,14 +47,18 @@ def xla_step(
       The next state, in the dtype of the positions.
     """
     chains, levels = table.chains, table.levels
-    lanes = select_rows(table, body, state[0].dtype)
+    dtype = state[0].dtype
+    if is_literal(table):
+        lanes = select_literals(table, jnp.clip(body, 0, table.rows - 1), dtype)
+    else:
+        lanes = select_rows(table, body, dtype)
     split = functools.partial(_split, chains=chains, levels=levels)
     start = State(*(split(x.T) for x in state))
     end = environment_step(lambda: lanes, start, split(control.T, root=0), options)
     return tuple(_join(x) for x in end)
 
 
-def _split(rows: jax.Array, chains: int, levels: int, root: int = 3) -> Vector:
+def _split(rows: jax.Array, chains: int, levels: int, root: int = ROOT) -> Vector:
     """`[root + C L, B]`, chain after chain, to a joint-space vector: `[1, B]` a root row, `[C, B]` a level."""
     hinges = rows[root:].reshape(chains, levels, -1)
     return (*(rows[i : i + 1] for i in range(root)), *(hinges[:, level] for level in range(levels)))
@@ -72,19 +85,22 @@ def pallas_step(
         raise ValueError(f"the Pallas form needs a power of two of chains, not {table.chains}: use form='xla'")
     lanes, dofs = state[0].shape
     dtype = state[0].dtype
-    table_values, shapes, treedef = _pack(table, dtype)
-    kernel = functools.partial(
-        _kernel, shapes=shapes, treedef=treedef, rows=table.rows, lanes=lanes, levels=table.levels, options=options
-    )
-    result = jax.ShapeDtypeStruct((lanes * dofs,), dtype)
+    arguments = [body.astype(jnp.int32), *(x.reshape(-1) for x in state), control.astype(dtype).reshape(-1)]
+    if is_literal(table):
+        read = functools.partial(_write_table, table, dtype)
+    else:
+        packed, shapes, treedef = _pack(table, dtype)
+        read = functools.partial(_read_table, shapes, treedef, table.rows)
+        arguments = [packed, *arguments]
+    kernel = functools.partial(_kernel, read, table.chains, table.levels, table.rows, lanes, options)
     out = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(lanes, BLOCK),),
-        out_shape=[result] * 3,
+        out_shape=[jax.ShapeDtypeStruct((lanes * dofs,), dtype)] * 3,
         interpret=interpret,
         name="planar_environment_step",
         **({} if interpret else _triton_parameters()),
-    )(table_values, body.astype(jnp.int32), *(x.reshape(-1) for x in state), control.astype(dtype).reshape(-1))
+    )(*arguments)
     return tuple(x.reshape(lanes, dofs) for x in out)
 
 
@@ -102,46 +118,40 @@ def _pack(table: PlanarTree, dtype: jnp.dtype) -> tuple[jax.Array, tuple, jax.tr
     return jnp.concatenate(values), shapes, treedef
 
 
-def _indices(shape: tuple[int, ...], strides: tuple[int, ...]) -> jax.Array:
-    """`[*shape, 1]` of the offsets of an array's elements."""
-    out = jnp.zeros((*shape, 1), jnp.int32)
-    for axis, stride in enumerate(strides):
-        if shape[axis] > 1:
-            out = out + stride * jax.lax.broadcasted_iota(jnp.int32, (*shape, 1), axis)
-    return out
+def _write_table(table: PlanarTree, dtype: jnp.dtype, table_refs: Sequence, body: jax.Array) -> PlanarTree:
+    """The lanes' constants as literals; there is no table to read."""
+    del table_refs
+    return select_literals(table, body, dtype)
 
 
-def _constants(table_ref, body: jax.Array, shapes: tuple, treedef, rows: int) -> PlanarTree:
+def _read_table(shapes: tuple, treedef: Any, rows: int, table_refs: Sequence, body: jax.Array) -> PlanarTree:
     """The lanes' constants, read from the packed table."""
     leaves, first = [], 0
     for shape in shapes:
-        strides = tuple(rows * int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
-        where = first * rows + _indices(shape, strides) + body.reshape((1,) * len(shape) + body.shape)
-        leaves.append(table_ref[where])
+        where = rows * (first + flat_indices(shape)) + body.reshape((1,) * len(shape) + body.shape)
+        leaves.append(table_refs[0][where])
         first += int(np.prod(shape))
     tree = jax.tree.unflatten(treedef, leaves)
     return tree.replace(frames=tree.frames.astype(jnp.int32))
 
 
 def _kernel(
-    table_ref, body_ref, q_ref, v_ref, guess_ref, control_ref, *out_refs, shapes, treedef, rows, lanes, levels, options
-):
+    read: Callable, chains: int, levels: int, rows: int, lanes: int, options: SolverOptions, *refs
+) -> None:
     """One block: reads its lanes, steps them, writes them."""
+    *table_refs, body_ref, q_ref, v_ref, guess_ref, control_ref = refs[:-3]
     lane = jnp.minimum(pl.program_id(0) * BLOCK + jax.lax.iota(jnp.int32, BLOCK), lanes - 1)
-    body = jnp.clip(body_ref[lane], 0, rows - 1)
-    constants: Callable[[], PlanarTree] = functools.partial(_constants, table_ref, body, shapes, treedef, rows)
-    chains = shapes[-1][0]
-    dofs, motors = 3 + chains * levels, chains * levels
+    body = jnp.minimum(jnp.maximum(body_ref[lane], 0), rows - 1)
+    hinges = levels * flat_indices((chains,))
 
-    def places(width: int, root: int) -> list[jax.Array]:
-        """Flat addresses of a joint-space vector's elements in an array `[lanes, width]`."""
-        base = width * lane[None, :]
-        hinges = [base + root + level + _indices((chains,), (levels,)) for level in range(levels)]
-        return [base + i for i in range(root)] + hinges
+    def places(root: int) -> list[jax.Array]:
+        """Flat addresses of a joint-space vector's elements, in an array `[lanes, root + C L]`."""
+        base = (root + chains * levels) * lane[None, :]
+        return [base + i for i in range(root)] + [base + (root + level) + hinges for level in range(levels)]
 
-    state = State(*(tuple(ref[place] for place in places(dofs, 3)) for ref in (q_ref, v_ref, guess_ref)))
-    control = tuple(control_ref[place] for place in places(motors, 0))
-    end = environment_step(constants, state, control, options)
-    for ref, vector in zip(out_refs, end, strict=True):
-        for place, value in zip(places(dofs, 3), vector, strict=True):
+    state = State(*(tuple(ref[place] for place in places(ROOT)) for ref in (q_ref, v_ref, guess_ref)))
+    control = tuple(control_ref[place] for place in places(0))
+    end = environment_step(functools.partial(read, table_refs, body), state, control, options)
+    for ref, vector in zip(refs[-3:], end, strict=True):
+        for place, value in zip(places(ROOT), vector, strict=True):
             ref[place] = value
