@@ -39,6 +39,8 @@ from tamherd_jax.physics.planar.algebra import (
 from tamherd_jax.physics.planar.constants import Drive, Soft
 
 _MIN_COMPLIANCE = 1e-15
+_LINE_TOLERANCE = 1e-3
+_TINY = 1e-30
 
 
 class LimitRow(NamedTuple):
@@ -228,26 +230,32 @@ def _contact_derivatives(row: ContactRows, normal: jax.Array, tangent: jax.Array
     return tuple(type(field)(*(over_points(value) for value in field)) for field in points)
 
 
-def _line_search(problem: Problem, away: Vector, step: Vector, at: Residual, along: Residual, iterations: int) -> jax.Array:
-    """Exact minimiser `[1, B]` of the cost along a step: Newton on its piecewise linear slope, kept within a bracket."""
+def _line_search(
+    problem: Problem, away: Vector, step: Vector, at: Residual, along: Residual, running: jax.Array, iterations: int
+) -> jax.Array:
+    """Minimiser `[1, B]` of the cost along a step: Newton on its piecewise linear slope, within a bracket.
+
+    Exact up to `_LINE_TOLERANCE`, and wholly so where a single piece spans the way, as in the last Newton step.
+    """
     pushed = matvec(problem.inertia, step)
     slope0, curvature0 = dot(pushed, away), dot(pushed, step)
     big = jnp.asarray(jnp.finfo(slope0.dtype).max, slope0.dtype)
 
-    def derivatives(scale):
-        slopes, curvatures = _search_rows(problem.constraints, at, along, scale)
-        return slope0 + scale * curvature0 + slopes, curvature0 + curvatures
-
-    def refine(_, carry):
-        scale, low, high = carry
-        slope, curvature = derivatives(scale)
+    def refine(carry):
+        count, running, scale, low, high = carry
+        slope, curvature = _search_rows(problem.constraints, at, along, scale)
+        slope, curvature = slope0 + scale * curvature0 + slope, curvature0 + curvature
         low, high = jnp.where(slope < 0, scale, low), jnp.where(slope < 0, high, scale)
-        guess = scale - slope / jnp.maximum(curvature, 1e-30)
+        guess = scale - slope / jnp.maximum(curvature, _TINY)
         middle = jnp.where(high < big, 0.5 * (low + high), 2.0 * scale)
-        return jnp.where((guess >= low) & (guess <= high), guess, middle), low, high
+        new = jnp.where((guess >= low) & (guess <= high), guess, middle)
+        new = jnp.where(running > 0, new, scale)
+        moved = jnp.abs(new - scale) > _LINE_TOLERANCE * new
+        return count + 1, jnp.where(moved, running, 0), new, low, high
 
-    start = jnp.ones_like(slope0), jnp.zeros_like(slope0), jnp.full_like(slope0, big)
-    return lax.fori_loop(0, iterations, refine, start)[0]
+    one = jnp.ones_like(slope0)
+    start = (0, running, one, jnp.zeros_like(one), big * one)
+    return lax.while_loop(lambda carry: (carry[0] < iterations) & (jnp.max(carry[1]) > 0), refine, start)[2]
 
 
 def _search_rows(
@@ -286,14 +294,16 @@ def _switched(constraints: Constraints, at: Residual, along: Residual, scale: ja
     return _total(limits, contacts)
 
 
-def _newton_step(problem: Problem, a: Vector, line_search: int, tolerance: float) -> tuple[Vector, jax.Array]:
+def _newton_step(
+    problem: Problem, a: Vector, running: jax.Array, line_search: int, tolerance: float
+) -> tuple[Vector, jax.Array]:
     """One Newton step from `a`, and whether it has arrived: no row switched, or the step was negligible."""
     away = axpy(-1.0, problem.smooth, a)
     at = residual(problem, a, aim=True)
     gradient, hessian = _gradient_and_hessian(problem, away, at)
     step = solve(factor(hessian), tuple(-g for g in gradient))
     along = residual(problem, step, aim=False)
-    scale = _line_search(problem, away, step, at, along, line_search)
+    scale = _line_search(problem, away, step, at, along, running, line_search)
     small = scale * scale * dot(step, step) <= tolerance * tolerance * (1.0 + dot(a, a))
     arrived = small | ~(_switched(problem.constraints, at, along, scale) > 0)
     return axpy(scale, step, a), arrived
@@ -322,7 +332,7 @@ def constrained_acceleration(
 
     def improve(carry):
         count, running, a = carry
-        new, arrived = _newton_step(problem, a, line_search, tolerance)
+        new, arrived = _newton_step(problem, a, running, line_search, tolerance)
         a = tuple(jnp.where(running > 0, x, y) for x, y in zip(new, a, strict=True))
         return count + 1, jnp.where(arrived, 0, running), a
 

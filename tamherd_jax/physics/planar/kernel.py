@@ -16,8 +16,8 @@ from tamherd_jax.physics.planar.algebra import ROOT, Vector
 from tamherd_jax.physics.planar.constants import PlanarTree, flat_indices, select_literals, select_rows
 from tamherd_jax.physics.planar.dynamics import SolverOptions, State, environment_step
 
-BLOCK = 128
-"""Lanes of a Pallas block, one a GPU thread."""
+BLOCK = 32
+"""Lanes of a Pallas block: one warp, one lane a thread, so that a block stops when its own lanes have converged."""
 
 Batch = tuple[jax.Array, jax.Array, jax.Array]
 """Positions, velocities and guesses, each `[B, dofs]`."""
