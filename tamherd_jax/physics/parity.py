@@ -13,6 +13,7 @@ from mujoco import rollout
 
 from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, NQ, NU, NV, load_model
 
+_ROUNDING = 1e-7  # a few operations of float32
 _RESET_NOISE = {"cheetah": 0.1, "walker": 0.005}
 
 
@@ -26,16 +27,22 @@ class States(NamedTuple):
 
 def converged_model(body: str, integrator: str = "euler") -> mujoco.MjModel:
     """A body's model with the solver run until nothing changes, and the integrator asked for (`"euler"` or `"rk4"`)."""
-    model = copy.copy(load_model(body))
-    model.opt.iterations, model.opt.tolerance = 200, 1e-16
-    model.opt.ls_iterations, model.opt.ls_tolerance = 100, 1e-8
+    model = converged(load_model(body))
     kinds = {"euler": mujoco.mjtIntegrator.mjINT_EULER, "rk4": mujoco.mjtIntegrator.mjINT_RK4}
     model.opt.integrator = int(kinds[integrator])
     return model
 
 
+def converged(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A copy of a model whose solver runs until nothing changes."""
+    model = copy.copy(model)
+    model.opt.iterations, model.opt.tolerance = 200, 1e-16
+    model.opt.ls_iterations, model.opt.ls_tolerance = 100, 1e-8
+    return model
+
+
 def simulate(model: mujoco.MjModel, states: States, frames: int) -> np.ndarray:
-    """States `[B, frames, 18]` that MuJoCo C visits under each lane's control, in float64."""
+    """States `[B, frames, 18]` that MuJoCo C visits under each lane's control, in float64 (for any model: `[B, frames, nq + nv]`)."""
     start = np.concatenate([np.zeros((len(states.q), 1)), states.q, states.qd], axis=1)
     controls = np.repeat(states.control[:, None], frames, axis=1)
     data = [mujoco.MjData(model), mujoco.MjData(model)]
@@ -53,6 +60,20 @@ def velocity_error(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Relative error `[B]` of velocities: max-norm of the difference over 1 + max-norm; infinite where not finite."""
     error = np.abs(np.asarray(found, np.float64) - wanted).max(-1) / (1 + np.abs(wanted).max(-1))
     return np.where(np.isfinite(error), error, np.inf)
+
+
+def well_posed(body: str, states: States, draws: int = 8, bound: float = 1e-4, seed: int = 0) -> np.ndarray:
+    """Whether MuJoCo C itself, in float64, stays within `bound` when the state is jittered by float32's rounding, `[B]`.
+
+    A contact's force jumps as it touches, so a state with a point within rounding of the floor has no answer in float32: no
+    float32 program can be held to one.
+    """
+    rng, fine = np.random.default_rng(seed), np.ones(len(states.q), bool)
+    wanted = reference(body, states)[1]
+    for _ in range(draws):
+        q = states.q + _ROUNDING * rng.standard_normal(states.q.shape) * (1 + np.abs(states.q))
+        fine &= velocity_error(reference(body, states._replace(q=q))[1], wanted) <= bound
+    return fine
 
 
 def scenarios(body: str, count: int, seed: int = 0) -> dict[str, States]:

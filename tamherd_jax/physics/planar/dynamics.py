@@ -242,7 +242,7 @@ def environment_step(
 
     def frame(i, now):
         tree = constants()
-        active = i < tree.frames
+        active = sound & (i < tree.frames)
         after = advance(tree, now, control, active, options)
         return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, now)
 
