@@ -42,7 +42,7 @@ def converged(model: mujoco.MjModel) -> mujoco.MjModel:
 
 
 def simulate(model: mujoco.MjModel, states: States, frames: int) -> np.ndarray:
-    """States `[B, frames, 18]` that MuJoCo C visits under each lane's control, in float64 (for any model: `[B, frames, nq + nv]`)."""
+    """States `[B, frames, 18]` that MuJoCo C visits under each lane's control, in float64 (`nq + nv` for another model)."""
     start = np.concatenate([np.zeros((len(states.q), 1)), states.q, states.qd], axis=1)
     controls = np.repeat(states.control[:, None], frames, axis=1)
     data = [mujoco.MjData(model), mujoco.MjData(model)]
@@ -100,7 +100,7 @@ def _random_controls(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _resets(body: str, count: int, rng: np.random.Generator) -> States:
-    """gymnasium's reset distribution."""
+    """Gymnasium's reset distribution."""
     noise = _RESET_NOISE[body]
     qd = 0.1 * rng.standard_normal((count, NV)) if body == "cheetah" else rng.uniform(-noise, noise, (count, NV))
     return States(rng.uniform(-noise, noise, (count, NQ)), qd, _random_controls(count, rng))

@@ -9,8 +9,10 @@ over the chains when it reaches the root.
 Positive rotation is about +y: a lever (x, z) that turns at rate w moves with velocity (w z, -w x).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +58,11 @@ class Response(NamedTuple):
     zz: jax.Array
 
 
+def total(values: Iterable[jax.Array]) -> jax.Array:
+    """Sum of at least one array."""
+    return functools.reduce(operator.add, values)
+
+
 def to_root(value: jax.Array) -> jax.Array:
     """Sum over the chains: `[C, B]` to `[1, B]`."""
     return value if value.shape[0] == 1 else jnp.expand_dims(jnp.sum(value, axis=0), 0)
@@ -68,8 +75,8 @@ def over_points(value: jax.Array) -> jax.Array:
 
 def dot(a: Vector, b: Vector) -> jax.Array:
     """Inner product of joint-space vectors, `[1, B]`."""
-    root = sum(x * y for x, y in zip(a[:ROOT], b[:ROOT], strict=True))
-    return root + to_root(sum(x * y for x, y in zip(a[ROOT:], b[ROOT:], strict=True)))
+    root = total(x * y for x, y in zip(a[:ROOT], b[:ROOT], strict=True))
+    return root + to_root(total(x * y for x, y in zip(a[ROOT:], b[ROOT:], strict=True)))
 
 
 def axpy(scale: jax.Array | float, a: Vector, b: Vector) -> Vector:
@@ -79,16 +86,16 @@ def axpy(scale: jax.Array | float, a: Vector, b: Vector) -> Vector:
 
 def matvec(matrix: Matrix, x: Vector) -> Vector:
     """Product of a joint-space matrix and vector."""
-    rows = range(len(x))
-    below = [[matrix[i][j] * x[i] for i in rows if i > j and i >= ROOT] for j in rows]
+    size = len(x)
     out = []
-    for i in rows:
-        total = sum(matrix[i][j] * x[j] for j in range(i + 1))
+    for i in range(size):
+        row = total(matrix[i][j] * x[j] for j in range(i + 1))
+        same = ROOT if i < ROOT else size
+        if i + 1 < same:
+            row = row + total(matrix[k][i] * x[k] for k in range(i + 1, same))
         if i < ROOT:
-            total = total + sum(matrix[k][i] * x[k] for k in range(i + 1, ROOT)) + to_root(sum(below[i]))
-        else:
-            total = total + sum(below[i]) if below[i] else total
-        out.append(total)
+            row = row + to_root(total(matrix[k][i] * x[k] for k in range(ROOT, size)))
+        out.append(row)
     return tuple(out)
 
 
@@ -112,7 +119,7 @@ def factor(matrix: Matrix) -> Factor:
     for k in reversed(range(size)):
         if k == ROOT - 1:
             for (i, j), parts in onto_root.items():
-                rows[i][j] = rows[i][j] - to_root(sum(parts))
+                rows[i][j] = rows[i][j] - to_root(total(parts))
         inverse[k] = 1.0 / rows[k][k]
         lower[k] = tuple(rows[k][j] * inverse[k] for j in range(k))
         for i in range(k):
@@ -133,7 +140,7 @@ def solve(factored: Factor, b: Vector) -> Vector:
         for j in range(ROOT, k):
             x[j] = x[j] - lower[k][j] * x[k]
     for j in range(ROOT):
-        x[j] = x[j] - to_root(sum(lower[k][j] * x[k] for k in range(ROOT, size)))
+        x[j] = x[j] - to_root(total(lower[k][j] * x[k] for k in range(ROOT, size)))
     for k in reversed(range(ROOT)):
         for j in range(k):
             x[j] = x[j] - lower[k][j] * x[k]
@@ -163,14 +170,15 @@ def link_motions(offsets: Sequence[Planar], rates: Vector) -> list[Motion]:
 def joint_forces(offsets: Sequence[Planar], wrenches: Sequence[Wrench]) -> Vector:
     """Joint-space forces of a wrench on every link: the transpose of `link_motions`, leaves to root."""
     level = len(wrenches) - 1
-    total, torques = wrenches[level], []
+    torques: list[jax.Array] = []
+    whole = wrenches[level]
     while level > 0:
-        torques.append(total.torque)
+        torques.append(whole.torque)
         offset = offsets[level - 1]
-        carried = Wrench(total.torque + offset.z * total.x - offset.x * total.z, total.x, total.z)
+        carried = Wrench(whole.torque + offset.z * whole.x - offset.x * whole.z, whole.x, whole.z)
         level -= 1
-        total = _onto_parent(wrenches[level], carried, level)
-    return (total.x, total.z, total.torque, *reversed(torques))
+        whole = _onto_parent(wrenches[level], carried, level)
+    return (whole.x, whole.z, whole.torque, *reversed(torques))
 
 
 def joint_matrix(offsets: Sequence[Planar], responses: Sequence[Response]) -> Matrix:
@@ -193,7 +201,7 @@ def joint_matrix(offsets: Sequence[Planar], responses: Sequence[Response]) -> Ma
     return tuple(rows)
 
 
-def _onto_parent(parent: NamedTuple, carried: NamedTuple, level: int):
+def _onto_parent(parent: Any, carried: Any, level: int) -> Any:
     """Sum, field by field, of a link's quantity and what its child (its children, for the torso) hand down."""
     gather = to_root if level == 0 else lambda value: value
     return type(parent)(*(own + gather(other) for own, other in zip(parent, carried, strict=True)))

@@ -109,10 +109,8 @@ def _merge_tables(table: PlanarTree, batched: PlanarTree, size: int) -> tuple[Pl
 def _run(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions, form: str) -> Batch:
     """The chosen form on a flat batch."""
     if form == "auto" and not table.chains & (table.chains - 1):
-        return jax.lax.platform_dependent(
-            body, state, control,
-            cuda=lambda *lanes: pallas_step(table, *lanes, options), default=lambda *lanes: xla_step(table, *lanes, options),
-        )
+        kernel, plain = (functools.partial(step, table, options=options) for step in (pallas_step, xla_step))
+        return jax.lax.platform_dependent(body, state, control, cuda=kernel, default=plain)
     if form in ("auto", "xla"):
         return xla_step(table, body, state, control, options)
     return pallas_step(table, body, state, control, options, interpret=form == "pallas-interpret")

@@ -8,7 +8,8 @@ Axes: N rows of the table (B lanes of a batch once selected), C chains, P points
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,14 @@ import mujoco
 import numpy as np
 from flax import struct
 
-from tamherd_jax.physics.planar.support import check_supported, chains_of
+from tamherd_jax.physics.planar.support import chains_of, check_supported
 
 _MIN_IMPEDANCE, _MAX_IMPEDANCE = mujoco.mjMINIMP, mujoco.mjMAXIMP
 _FAR = 1e6  # m or rad: a contact point or a joint limit that is never reached
+
+
+Number = Any
+"""One number where a model is read, then an array with a leading axis of bodies, then one with a last axis of lanes."""
 
 
 class Dof(NamedTuple):
@@ -32,10 +37,10 @@ class Dof(NamedTuple):
       rest: coordinate at which the spring is slack (m or rad).
     """
 
-    armature: jax.Array
-    damping: jax.Array
-    stiffness: jax.Array
-    rest: jax.Array
+    armature: Number
+    damping: Number
+    stiffness: Number
+    rest: Number
 
 
 class Soft(NamedTuple):
@@ -51,15 +56,15 @@ class Soft(NamedTuple):
       margin: distance at which the constraint becomes active (m or rad).
     """
 
-    stiffness: jax.Array
-    damping: jax.Array
-    low: jax.Array
-    high: jax.Array
-    width: jax.Array
-    midpoint: jax.Array
-    power: jax.Array
-    compliance: jax.Array
-    margin: jax.Array
+    stiffness: Number
+    damping: Number
+    low: Number
+    high: Number
+    width: Number
+    midpoint: Number
+    power: Number
+    compliance: Number
+    margin: Number
 
 
 class Link(NamedTuple):
@@ -75,14 +80,14 @@ class Link(NamedTuple):
       hinge: passive numbers of the hinge, in the sense of a rotation about +y.
     """
 
-    anchor_x: jax.Array
-    anchor_z: jax.Array
-    angle: jax.Array
-    axis: jax.Array
-    com_x: jax.Array
-    com_z: jax.Array
-    mass: jax.Array
-    inertia: jax.Array
+    anchor_x: Number
+    anchor_z: Number
+    angle: Number
+    axis: Number
+    com_x: Number
+    com_z: Number
+    mass: Number
+    inertia: Number
     hinge: Dof
 
 
@@ -96,12 +101,12 @@ class Drive(NamedTuple):
       control_low, control_high: range to which a control is clipped.
     """
 
-    lower: jax.Array
-    upper: jax.Array
+    lower: Number
+    upper: Number
     limit: Soft
-    gear: jax.Array
-    control_low: jax.Array
-    control_high: jax.Array
+    gear: Number
+    control_low: Number
+    control_high: Number
 
 
 class Contacts(NamedTuple):
@@ -114,10 +119,10 @@ class Contacts(NamedTuple):
       soft: softness; its compliance is that of one edge of the friction pyramid.
     """
 
-    x: jax.Array
-    z: jax.Array
-    radius: jax.Array
-    friction: jax.Array
+    x: Number
+    z: Number
+    radius: Number
+    friction: Number
     soft: Soft
 
 
@@ -137,11 +142,11 @@ class PlanarTree:
       quadratic: whether every impedance has MuJoCo's default power of 2 (static).
     """
 
-    timestep: jax.Array
-    frames: jax.Array
-    gravity_x: jax.Array
-    gravity_z: jax.Array
-    floor: jax.Array
+    timestep: Number
+    frames: Number
+    gravity_x: Number
+    gravity_z: Number
+    floor: Number
     slide_x: Dof
     slide_z: Dof
     links: tuple[Link, ...]
@@ -209,7 +214,7 @@ def read_tree(model: mujoco.MjModel, frame_skip: int) -> PlanarTree:
         contacts=tuple(_columns(_level_contacts(model, level, floor)) for level in levels),
     )
     tree = jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
-    return tree.replace(quadratic=_is_quadratic(tree))
+    return replace(tree, quadratic=_is_quadratic(tree))
 
 
 def stack_trees(trees: Sequence[PlanarTree]) -> PlanarTree:
@@ -223,11 +228,11 @@ def stack_trees(trees: Sequence[PlanarTree]) -> PlanarTree:
         raise ValueError(f"bodies of different shape cannot share a table: (chains, links a chain) are {sorted(shapes)}")
     widths = [max(tree.contacts[i].x.shape[-1] for tree in trees) for i in range(1 + trees[0].levels)]
     padded = [
-        tree.replace(contacts=tuple(_pad(c, width) for c, width in zip(tree.contacts, widths, strict=True)), quadratic=True)
+        replace(tree, contacts=tuple(_pad(c, width) for c, width in zip(tree.contacts, widths, strict=True)), quadratic=True)
         for tree in trees
     ]
     table = jax.tree.map(lambda *leaves: np.concatenate(leaves), *padded)
-    return table.replace(quadratic=all(tree.quadratic for tree in trees))
+    return replace(table, quadratic=all(tree.quadratic for tree in trees))
 
 
 def select_rows(table: PlanarTree, body: jax.Array, dtype: jnp.dtype) -> PlanarTree:
@@ -374,7 +379,7 @@ def _contacts(model: mujoco.MjModel, body: int, floor: int) -> Contacts:
     """Contact points of one body: one a sphere, two a capsule, for geoms that collide with the floor."""
     points = []
     for geom in np.flatnonzero(model.geom_bodyid == body):
-        if _collide(model, geom, floor):
+        if _collide(model, int(geom), floor):
             frame = np.empty(9)
             mujoco.mju_quat2Mat(frame, model.geom_quat[geom])
             capsule = model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_CAPSULE

@@ -35,6 +35,7 @@ from tamherd_jax.physics.planar.algebra import (
     over_points,
     solve,
     to_root,
+    total,
 )
 from tamherd_jax.physics.planar.constants import Drive, Soft
 
@@ -153,18 +154,22 @@ def residual(problem: Problem, a: Vector, aim: bool) -> Residual:
     limits, contacts = problem.constraints
     motions = link_motions(problem.offsets, a)
     if not aim:
-        limits = tuple(row._replace(target=jnp.zeros_like(row.target)) for row in limits)
+        limits = tuple(limit._replace(target=jnp.zeros_like(limit.target)) for limit in limits)
         contacts = tuple(
             row._replace(normal=jnp.zeros_like(row.normal), tangent=jnp.zeros_like(row.tangent)) for row in contacts
         )
     return Residual(
-        tuple(row.sign * x - row.target for row, x in zip(limits, a[ROOT:], strict=True)),
+        tuple(limit.sign * x - limit.target for limit, x in zip(limits, a[ROOT:], strict=True)),
         tuple(_contact_residual(row, motion) for row, motion in zip(contacts, motions, strict=True)),
     )
 
 
-def _edges(normal: jax.Array, tangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A contact's distinct pyramid edges: forward, backward, and the (double) one across the plane."""
+Edges = tuple[jax.Array, jax.Array, jax.Array]
+"""One `[C, P, B]` a distinct edge of a contact's pyramid: forward, backward, and the (double) one across the plane."""
+
+
+def _edges(normal: jax.Array, tangent: jax.Array) -> Edges:
+    """Edges of a contact's pyramid."""
     return normal + tangent, normal - tangent, normal
 
 
@@ -173,15 +178,16 @@ def _active(weight: jax.Array, row: jax.Array) -> jax.Array:
     return jnp.where(row < 0, weight, 0.0)
 
 
-def _edge_weights(row: ContactRows, normal: jax.Array, tangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    forward, backward, across = _edges(normal, tangent)
+def _edge_weights(row: ContactRows, edges: Edges) -> Edges:
+    """`D` of each edge, twice for the double one."""
+    forward, backward, across = edges
     return _active(row.weight, forward), _active(row.weight, backward), _active(2.0 * row.weight, across)
 
 
-def _total(limits: Sequence[jax.Array], contacts: Sequence[jax.Array]) -> jax.Array:
+def _over_rows(limits: Sequence[jax.Array], contacts: Sequence[jax.Array]) -> jax.Array:
     """Sum over all rows, `[1, B]`: limits `[C, B]`, contacts `[C, P, B]`, the torso's first."""
     points = [over_points(value) for value in contacts]
-    return points[0] + to_root(sum(limits) + sum(points[1:]))
+    return points[0] + to_root(total(limits) + total(points[1:]))
 
 
 def cost(problem: Problem, a: Vector) -> jax.Array:
@@ -190,44 +196,41 @@ def cost(problem: Problem, a: Vector) -> jax.Array:
     limits, contacts = residual(problem, a, aim=True)
     of_limits = [_active(row.weight, r) * r * r for row, r in zip(problem.constraints.limits, limits, strict=True)]
     of_contacts = []
-    for row, (normal, tangent) in zip(problem.constraints.contacts, contacts, strict=True):
-        weights = _edge_weights(row, normal, tangent)
-        of_contacts.append(sum(w * e * e for w, e in zip(weights, _edges(normal, tangent), strict=True)))
-    return 0.5 * (dot(away, matvec(problem.inertia, away)) + _total(of_limits, of_contacts))
+    for contact, r in zip(problem.constraints.contacts, contacts, strict=True):
+        edges = _edges(*r)
+        of_contacts.append(total(w * e * e for w, e in zip(_edge_weights(contact, edges), edges, strict=True)))
+    return 0.5 * (dot(away, matvec(problem.inertia, away)) + _over_rows(of_limits, of_contacts))
 
 
 def _gradient_and_hessian(problem: Problem, away: Vector, at: Residual) -> tuple[Vector, Matrix]:
     """Derivatives of the cost at `a0 + away`, whose rows are `at`."""
-    wrenches, responses = [], []
-    for row, (normal, tangent) in zip(problem.constraints.contacts, at.contacts, strict=True):
-        wrench, response = _contact_derivatives(row, normal, tangent)
-        wrenches.append(wrench)
-        responses.append(response)
-    gradient = axpy(1.0, matvec(problem.inertia, away), joint_forces(problem.offsets, wrenches))
-    hessian = [list(row) for row in problem.inertia]
-    for total, part in zip(hessian, joint_matrix(problem.offsets, responses), strict=True):
-        total[:] = [x + y for x, y in zip(total, part, strict=True)]
-    gradient_list = list(gradient)
-    for i, (row, r) in enumerate(zip(problem.constraints.limits, at.limits, strict=True)):
-        weight = _active(row.weight, r)
-        gradient_list[ROOT + i] = gradient_list[ROOT + i] + weight * row.sign * r
-        hessian[ROOT + i][ROOT + i] = hessian[ROOT + i][ROOT + i] + weight
-    return tuple(gradient_list), tuple(tuple(row) for row in hessian)
+    limits, contacts = problem.constraints
+    derivatives = [_contact_derivatives(row, *r) for row, r in zip(contacts, at.contacts, strict=True)]
+    push = joint_forces(problem.offsets, [wrench for wrench, _ in derivatives])
+    stiffness = joint_matrix(problem.offsets, [response for _, response in derivatives])
+    gradient = list(axpy(1.0, matvec(problem.inertia, away), push))
+    hessian = [[m + k for m, k in zip(*rows, strict=True)] for rows in zip(problem.inertia, stiffness, strict=True)]
+    for dof, (limit, r) in enumerate(zip(limits, at.limits, strict=True), start=ROOT):
+        weight = _active(limit.weight, r)
+        gradient[dof] = gradient[dof] + weight * limit.sign * r
+        hessian[dof][dof] = hessian[dof][dof] + weight
+    return tuple(gradient), tuple(tuple(row) for row in hessian)
 
 
 def _contact_derivatives(row: ContactRows, normal: jax.Array, tangent: jax.Array) -> tuple[Wrench, Response]:
     """Sum over a link's points of the cost's gradient (a wrench) and Hessian (a response), about the link's hinge."""
-    forward, backward, across = _edge_weights(row, normal, tangent)
-    edge_forward, edge_backward, edge_across = _edges(normal, tangent)
-    push, drag = forward * edge_forward, backward * edge_backward
-    fx, fz = row.friction * (push - drag), push + drag + across * edge_across
+    edges = _edges(normal, tangent)
+    forward, backward, across = _edge_weights(row, edges)
+    push, drag = forward * edges[0], backward * edges[1]
+    fx, fz = row.friction * (push - drag), push + drag + across * edges[2]
     lean = row.friction * (forward - backward)
     xx, zz = row.friction * row.friction * (forward + backward), forward + backward + across
     lever = row.lever
     turn_x, turn_z = lever.z * xx - lever.x * lean, lever.z * lean - lever.x * zz
     turn_turn = lever.z * turn_x - lever.x * turn_z
-    points = Wrench(lever.z * fx - lever.x * fz, fx, fz), Response(turn_turn, turn_x, turn_z, xx, lean, zz)
-    return tuple(type(field)(*(over_points(value) for value in field)) for field in points)
+    wrench = lever.z * fx - lever.x * fz, fx, fz
+    response = turn_turn, turn_x, turn_z, xx, lean, zz
+    return Wrench(*map(over_points, wrench)), Response(*map(over_points, response))
 
 
 def _line_search(
@@ -263,18 +266,26 @@ def _search_rows(
 ) -> tuple[jax.Array, jax.Array]:
     """Slope and curvature `[1, B]` of the constraints' cost at `scale` along a step."""
     limit_slopes, limit_curvatures, slopes, curvatures = [], [], [], []
-    for row, r, p in zip(constraints.limits, at.limits, along.limits, strict=True):
+    for limit, r, p in zip(constraints.limits, at.limits, along.limits, strict=True):
         here = r + scale * p
-        bent = _active(row.weight, here) * p
+        bent = _active(limit.weight, here) * p
         limit_slopes.append(bent * here)
         limit_curvatures.append(bent * p)
-    for row, r, p in zip(constraints.contacts, at.contacts, along.contacts, strict=True):
-        here = tuple(a + _per_point(scale) * b for a, b in zip(r, p, strict=True))
-        weights = _edge_weights(row, *here)
-        bent = [w * q for w, q in zip(weights, _edges(*p), strict=True)]
-        slopes.append(sum(b * e for b, e in zip(bent, _edges(*here), strict=True)))
-        curvatures.append(sum(b * q for b, q in zip(bent, _edges(*p), strict=True)))
-    return _total(limit_slopes, slopes), _total(limit_curvatures, curvatures)
+    for row, start, way in zip(constraints.contacts, at.contacts, along.contacts, strict=True):
+        edges, rates = _edges(*_advance(start, scale, way)), _edges(*way)
+        weights = _edge_weights(row, edges)
+        bents = [w * q for w, q in zip(weights, rates, strict=True)]
+        slopes.append(total(b * e for b, e in zip(bents, edges, strict=True)))
+        curvatures.append(total(b * q for b, q in zip(bents, rates, strict=True)))
+    return _over_rows(limit_slopes, slopes), _over_rows(limit_curvatures, curvatures)
+
+
+def _advance(
+    start: tuple[jax.Array, jax.Array], scale: jax.Array, way: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Normal and tangent of a link's contacts, `scale` along a step."""
+    reach = _per_point(scale)
+    return start[0] + reach * way[0], start[1] + reach * way[1]
 
 
 def _switched(constraints: Constraints, at: Residual, along: Residual, scale: jax.Array) -> jax.Array:
@@ -284,14 +295,14 @@ def _switched(constraints: Constraints, at: Residual, along: Residual, scale: ja
         return jnp.where((weight > 0) & ((before < 0) != (after < 0)), 1.0, 0.0).astype(before.dtype)
 
     limits = [
-        changes(row.weight, r, r + scale * p)
-        for row, r, p in zip(constraints.limits, at.limits, along.limits, strict=True)
+        changes(limit.weight, r, r + scale * p)
+        for limit, r, p in zip(constraints.limits, at.limits, along.limits, strict=True)
     ]
     contacts = []
-    for row, r, p in zip(constraints.contacts, at.contacts, along.contacts, strict=True):
-        after = _edges(*(a + _per_point(scale) * b for a, b in zip(r, p, strict=True)))
-        contacts.append(sum(changes(row.weight, b, e) for b, e in zip(_edges(*r), after, strict=True)))
-    return _total(limits, contacts)
+    for row, start, way in zip(constraints.contacts, at.contacts, along.contacts, strict=True):
+        pairs = zip(_edges(*start), _edges(*_advance(start, scale, way)), strict=True)
+        contacts.append(total(changes(row.weight, before, after) for before, after in pairs))
+    return _over_rows(limits, contacts)
 
 
 def _newton_step(

@@ -26,6 +26,7 @@ from tamherd_jax.physics.planar.algebra import (
     link_motions,
     solve,
     to_root,
+    total,
 )
 from tamherd_jax.physics.planar.constants import PlanarTree
 from tamherd_jax.physics.planar.constraints import Constraints, Problem, constrained_acceleration, contact_rows, limit_row
@@ -85,7 +86,9 @@ def _rotate(cos: jax.Array, sin: jax.Array, x: jax.Array, z: jax.Array) -> Plana
 
 def kinematics(tree: PlanarTree, q: Vector) -> Pose:
     """Pose of every link. Root x moves nothing that matters and is left out, which spares float32 its digits."""
-    cos, sin, offsets, coms = [], [], [], []
+    cos: list[jax.Array] = []
+    sin: list[jax.Array] = []
+    offsets, coms = [], []
     heights = [q[1] + tree.links[0].anchor_z]
     pitch = jnp.zeros_like(q[2])
     for level, link in enumerate(tree.links):
@@ -213,7 +216,7 @@ def to_planar(tree: PlanarTree, q: Vector) -> Vector:
 
 def _finite(vectors: Sequence[Vector]) -> jax.Array:
     """`[1, B]` whether every number of a lane is finite."""
-    size = sum(to_root(jnp.abs(x)) for vector in vectors for x in vector)
+    size = total(to_root(jnp.abs(x)) for vector in vectors for x in vector)
     return size < jnp.inf
 
 

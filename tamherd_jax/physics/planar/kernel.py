@@ -5,6 +5,7 @@ Both take flat batches, `[B, ...]` with one lane an environment, and trace the s
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from tamherd_jax.physics.planar.dynamics import SolverOptions, State, environmen
 BLOCK = 32
 """Lanes of a Pallas block: one warp, one lane a thread, so that a block stops when its own lanes have converged."""
 
-Batch = tuple[jax.Array, jax.Array, jax.Array]
+Batch = tuple[jax.Array, ...]
 """Positions, velocities and guesses, each `[B, dofs]`."""
 
 
@@ -132,7 +133,7 @@ def _read_table(shapes: tuple, treedef: Any, rows: int, table_refs: Sequence, bo
         leaves.append(table_refs[0][where])
         first += int(np.prod(shape))
     tree = jax.tree.unflatten(treedef, leaves)
-    return tree.replace(frames=tree.frames.astype(jnp.int32))
+    return replace(tree, frames=tree.frames.astype(jnp.int32))
 
 
 def _kernel(

@@ -165,7 +165,8 @@ def _collisions(model: mujoco.MjModel) -> Iterator[str]:
     kind, affinity = model.geom_contype, model.geom_conaffinity
     for one in moving:
         for other in moving:
-            if one < other and model.geom_bodyid[one] != model.geom_bodyid[other] and (kind[one] & affinity[other] or kind[other] & affinity[one]):
+            meet = (kind[one] & affinity[other]) | (kind[other] & affinity[one])
+            if one < other and model.geom_bodyid[one] != model.geom_bodyid[other] and meet:
                 yield f"contact between geoms {model.geom(one).name} and {model.geom(other).name} (contype, conaffinity)"
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks, one module a subject; each runs with `python -m benchmarks.<name>`."""
