@@ -1,11 +1,13 @@
 """Accuracy and speed of the physics backends: `python -m benchmarks.physics [--quick] [--out FILE]`.
 
 Accuracy: one environment step against MuJoCo C in float64 with a converged solver. Speed: whole environment steps (5 and 4
-physics steps), random actions drawn inside the loop, both bodies mixed where a backend can mix them. Compile and run time apart.
+physics steps), random actions drawn inside the loop, both bodies mixed where a backend can mix them. Compile
+and run time apart.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -42,7 +44,7 @@ def on_nvidia() -> bool:
 def accuracy_rows(count: int, form: str, double: bool) -> Iterator[Row]:
     """Velocity error of the planar physics by body and kind of state, then over all of a body's states."""
     options = SolverOptions(iterations=50, line_search=20) if double else SolverOptions()
-    step = jax.jit(lambda *lanes: planar_step(body_table(), *lanes, options, form))
+    step = jax.jit(functools.partial(planar_step, body_table(), options=options, form=form))
     for index, body in enumerate(BODIES):
         errors, posed = [], []
         for kind, states in parity.scenarios(body, count).items():
@@ -98,7 +100,7 @@ def physics_row(name: str, physics: Physics, lanes: int, length: int) -> Row:
     return time_rollout(name, lanes, step, start, length)
 
 
-def mjx_row(lanes: int, length: int) -> Row:
+def mjx_row(name: str, lanes: int, length: int) -> Row:
     """MJX with the solver tuned to the accuracy it can reach: 4 iterations, 6 line-search steps; half-cheetahs."""
     with contextlib.redirect_stdout(io.StringIO()):
         from mujoco import mjx
@@ -113,17 +115,22 @@ def mjx_row(lanes: int, length: int) -> Row:
         return jax.lax.fori_loop(0, FRAME_SKIP[CHEETAH], lambda _, d: mjx.step(device_model, d), data)
 
     start = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))), data)
-    return time_rollout("mjx (4, 6), cheetah", lanes, jax.vmap(one), start, length)
+    return time_rollout(name, lanes, jax.vmap(one), start, length)
 
 
-def brax_row(backend: str, lanes: int, length: int) -> Row:
+def brax_row(name: str, backend: str, lanes: int, length: int) -> Row:
     """Brax's half-cheetah environment as shipped."""
     with contextlib.redirect_stdout(io.StringIO()):
         from brax import envs
 
         environment = envs.get_environment("halfcheetah", backend=backend)
         start = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.PRNGKey(0), lanes))
-    return time_rollout(f"brax {backend}, cheetah", lanes, jax.vmap(environment.step), start, length)
+    return time_rollout(name, lanes, jax.vmap(environment.step), start, length)
+
+
+def _job(measure: Callable[..., Row], name: str, *arguments: object) -> tuple[str, Callable[[], Row]]:
+    """A row to be measured later, and its name should that fail."""
+    return name, functools.partial(measure, name, *arguments)
 
 
 def throughput_rows(quick: bool, deadline: float) -> Iterator[Row]:
@@ -134,13 +141,13 @@ def throughput_rows(quick: bool, deadline: float) -> Iterator[Row]:
     jobs: list[tuple[str, Callable[[], Row]]] = []
     for lanes in wide:
         if big:
-            jobs.append((f"planar, Pallas, {lanes}", lambda n=lanes: physics_row("planar, Pallas", PlanarPhysics("pallas"), n, 1000)))
-        jobs.append((f"planar, XLA, {lanes}", lambda n=lanes: physics_row("planar, XLA", PlanarPhysics("xla"), n, length)))
-    jobs.append(("mujoco C", lambda: physics_row("mujoco C", MujocoPhysics(), 1024, 10)))
+            jobs.append(_job(physics_row, "planar, Pallas", PlanarPhysics("pallas"), lanes, 1000))
+        jobs.append(_job(physics_row, "planar, XLA", PlanarPhysics("xla"), lanes, length))
+    jobs.append(_job(physics_row, "mujoco C", MujocoPhysics(), 1024, 10))
     peers = 4096 if big else 32
-    jobs.append(("mjx (4, 6)", lambda: mjx_row(peers, 10)))
+    jobs.append(_job(mjx_row, "mjx (4, 6), cheetah", peers, 10))
     for backend in () if quick else ("mjx", "generalized", "spring"):
-        jobs.append((f"brax {backend}", lambda b=backend: brax_row(b, peers, 10)))
+        jobs.append(_job(brax_row, f"brax {backend}, cheetah", backend, peers, 10))
     for name, job in jobs:
         if time.perf_counter() > deadline:
             yield {"backend": name, "error": "skipped: out of time"}
@@ -153,7 +160,7 @@ def throughput_rows(quick: bool, deadline: float) -> Iterator[Row]:
 
 def show(rows: Iterator[Row]) -> list[Row]:
     """Print rows as they come, columns aligned, and return them."""
-    done = []
+    done: list[Row] = []
     for row in rows:
         if not done or set(row) != set(done[-1]):
             print("  ".join(f"{key:>18s}" for key in row))

@@ -14,7 +14,7 @@ from tamherd_jax.physics.base import PhysicsState, init_state
 from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
 from tamherd_jax.physics.planar import PlanarPhysics, SolverOptions, body_table, planar_step, read_tree, stack_trees
 
-STATES = 450  # a body; the benchmark takes ten thousand and more
+STATES = 1800  # a body; the benchmark takes ten thousand and more
 EXACT = SolverOptions(iterations=50, line_search=20)
 EXACT_RK4 = SolverOptions(integrator="rk4", iterations=50, line_search=20)
 
@@ -92,7 +92,7 @@ class TestParity:
         states, kinds = suite[body]
         _, qd = _step(float32_step, body, states, jnp.float32)
         error = parity.velocity_error(qd, parity.reference(body, states)[1])
-        assert np.quantile(error, 0.99) <= 1.5e-5, {kind: error[kinds == kind].max() for kind in np.unique(kinds)}
+        assert np.quantile(error, 0.99) <= 1e-5, {kind: error[kinds == kind].max() for kind in np.unique(kinds)}
         assert np.median(error) <= 1e-6
         settled = parity.well_posed(body, states)
         assert settled.mean() > 0.98
@@ -224,7 +224,7 @@ class TestBatching:
             body = jnp.broadcast_to(jnp.arange(2), (9, 2))
             return step(body, PhysicsState(q, qd, jnp.zeros_like(qd)), control)
 
-        shaped = [x.reshape(25, 9, 2, -1) for x in (q, qd, control)]
+        shaped = [x.reshape(100, 9, 2, -1) for x in (q, qd, control)]
         found = jax.jit(nested)(*shaped)
         np.testing.assert_array_equal(found.q.reshape(STATES, 9), wanted[0])
         np.testing.assert_array_equal(found.qd.reshape(STATES, 9), wanted[1])
