@@ -37,6 +37,12 @@ def float32_step():
 
 
 @pytest.fixture(scope="module")
+def interpreted_step():
+    """The kernel, interpreted; call it with 40 lanes: more than a block, and not a multiple of it."""
+    return _stepper(SolverOptions(), "pallas-interpret")
+
+
+@pytest.fixture(scope="module")
 def exact_step():
     return _stepper(EXACT)
 
@@ -140,12 +146,12 @@ class TestParity:
 
 
 class TestForms:
-    def test_interpreted_kernel_is_the_xla_form(self, float32_step, suite):
+    def test_interpreted_kernel_is_the_xla_form(self, float32_step, interpreted_step, suite):
         everything, everywhere, commands = _mixed(suite)
-        some = slice(None, None, STATES // 40)  # more than a block, and not a multiple of it
+        some = slice(None, None, STATES // 40)
         lanes, state, control = everything[some], tuple(x[some] for x in everywhere), commands[some]
         wanted = tuple(x[some] for x in float32_step(everything, everywhere, commands))
-        found = _stepper(SolverOptions(), "pallas-interpret")(lanes, state, control)
+        found = interpreted_step(lanes, state, control)
         for x, y in zip(found, wanted, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
         as_data = jax.tree.map(jnp.asarray, body_table())
@@ -246,6 +252,13 @@ class TestBatching:
             state = float32_step(lanes, state, control)
         np.testing.assert_allclose(found.qd[0], state[1], rtol=1e-5, atol=1e-5)
 
+    def test_more_lanes_than_a_chunk(self, float32_step, suite):
+        lanes, state, control = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), _mixed(suite))
+        found = float32_step(lanes, state, control)
+        wanted = float32_step(*jax.tree.map(lambda x: x[:STATES], (lanes, state, control)))
+        np.testing.assert_allclose(found[1][:STATES], wanted[1], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found[1][STATES:], wanted[1][::-1], rtol=1e-4, atol=1e-4)
+
     def test_a_lane_does_not_see_its_neighbours(self, float32_step, suite):
         lanes, state, control = _mixed(suite)
         wanted = float32_step(lanes, state, control)
@@ -254,12 +267,12 @@ class TestBatching:
         np.testing.assert_array_equal(again[1], wanted[1][order])
 
     @pytest.mark.parametrize("form", ["xla", "pallas-interpret"])
-    def test_a_lane_that_is_not_finite_stays_in_its_lane(self, float32_step, suite, form):
+    def test_a_lane_that_is_not_finite_stays_in_its_lane(self, float32_step, interpreted_step, suite, form):
         lanes, state, control = _mixed(suite)
         wanted = [np.asarray(x) for x in float32_step(lanes, state, control)]
         (q, qd, guess), control = [np.array(x) for x in state], np.array(control)
         q[1, 4], qd[2, 0], control[5, 3], guess[7, 8], qd[11, 5] = np.nan, np.inf, np.nan, -np.inf, 3e37
-        step, some = (float32_step, slice(None)) if form == "xla" else (_stepper(SolverOptions(), form), slice(40))
+        step, some = (float32_step, slice(None)) if form == "xla" else (interpreted_step, slice(40))
         found = step(lanes[some], (q[some], qd[some], guess[some]), control[some])
         sick = np.isin(np.arange(STATES), [1, 2, 5, 7, 11])[some]
         for x, y in zip(found, wanted, strict=True):

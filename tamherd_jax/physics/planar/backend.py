@@ -10,7 +10,7 @@ from tamherd_jax.physics.base import PhysicsState
 from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
 from tamherd_jax.physics.planar.constants import PlanarTree, read_tree, stack_trees
 from tamherd_jax.physics.planar.dynamics import SolverOptions
-from tamherd_jax.physics.planar.kernel import Batch, is_literal, pallas_step, xla_step
+from tamherd_jax.physics.planar.kernel import Batch, chunked_step, is_literal, pallas_step, xla_step
 
 FORMS = ("auto", "xla", "pallas", "pallas-interpret")
 
@@ -108,11 +108,11 @@ def _merge_tables(table: PlanarTree, batched: PlanarTree, size: int) -> tuple[Pl
 
 def _run(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions, form: str) -> Batch:
     """The chosen form on a flat batch."""
+    kernel, chunked, plain = (functools.partial(step, table, options=options) for step in (pallas_step, chunked_step, xla_step))
     if form == "auto" and not table.chains & (table.chains - 1):
-        kernel, plain = (functools.partial(step, table, options=options) for step in (pallas_step, xla_step))
-        return jax.lax.platform_dependent(body, state, control, cuda=kernel, default=plain)
+        return jax.lax.platform_dependent(body, state, control, cuda=kernel, cpu=chunked, default=plain)
     if form in ("auto", "xla"):
-        return xla_step(table, body, state, control, options)
+        return jax.lax.platform_dependent(body, state, control, cpu=chunked, default=plain)
     return pallas_step(table, body, state, control, options, interpret=form == "pallas-interpret")
 
 

@@ -20,6 +20,9 @@ from tamherd_jax.physics.planar.dynamics import SolverOptions, State, environmen
 BLOCK = 32
 """Lanes of a Pallas block: one warp, one lane a thread, so that a block stops when its own lanes have converged."""
 
+CHUNK = 2048
+"""Lanes that the XLA form steps at a time on a CPU (measured: 18 us of CPU time an environment step, 26 us with 8,192 at once)."""
+
 Batch = tuple[jax.Array, ...]
 """Positions, velocities and guesses, each `[B, dofs]`."""
 
@@ -57,6 +60,20 @@ def xla_step(
     start = State(*(split(x.T) for x in state))
     end = environment_step(lambda: lanes, start, split(control.T, root=0), options)
     return tuple(_join(x) for x in end)
+
+
+def chunked_step(
+    table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions
+) -> Batch:
+    """`xla_step` on `CHUNK` lanes after another, whose arrays stay in a CPU's cache; arguments as of `xla_step`."""
+    lanes = body.shape[0]
+    if lanes <= CHUNK:
+        return xla_step(table, body, state, control, options)
+    chunks = -(-lanes // CHUNK)
+    place = jnp.minimum(jnp.arange(chunks * CHUNK), lanes - 1).reshape(chunks, CHUNK)
+    parts = jax.tree.map(lambda x: x[place], (body, state, control))
+    out = jax.lax.map(lambda part: xla_step(table, part[0], part[1], part[2], options), parts)
+    return tuple(x.reshape(chunks * CHUNK, -1)[:lanes] for x in out)
 
 
 def _split(rows: jax.Array, chains: int, levels: int, root: int = ROOT) -> Vector:
