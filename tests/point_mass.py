@@ -1,58 +1,50 @@
-"""A point on the plane that must find a goal it does not see: the smallest task set that needs a belief."""
-
-from __future__ import annotations
-
-from typing import Any
+"""A two-mode point mass whose answer is known: controls are inverted in one mode, so what is right in one is wrong in the other."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from tamherd_jax.envs._brax import Env, State
 from flax import struct
 
-SPEED = 0.15
+from tamherd_jax.envs import TaskSet
 
 
 @struct.dataclass
-class PointState:
-    """As much of Brax's `State` as the collectors use."""
-
-    position: jax.Array
-    obs: jax.Array
-    reward: jax.Array
-    done: jax.Array
-    metrics: dict[str, jax.Array]
-    info: dict[str, Any]
+class PointTask:
+    mode: jax.Array
+    gain: jax.Array
 
 
-class PointMass:
-    """`x' = x + 0.15 clip(a, -1, 1)`, reward `-|x' - goal|`, observation x; the task is the goal `[2]`.
+class PointMass(Env):
+    """`v = sign clip(a, -1, 1)`, reward `gain v + bonus`; mode 0: sign +1, bonus 0; mode 1: sign -1, bonus 2.
 
-    Args:
-      fence: distance from the origin beyond which an episode terminates.
-      poison: coordinate x[0] beyond which the state turns to NaN.
+    The observation (position) does not tell the mode. The best return of T steps is `T (gain + bonus)`.
     """
 
-    observation_size = 2
-    action_size = 2
-
-    def __init__(self, fence: float = jnp.inf, poison: float = jnp.inf):
-        self._fence, self._poison = fence, poison
-
-    def reset(self, rng: jax.Array, task: jax.Array) -> PointState:
-        position = 0.05 * jax.random.normal(rng, (2,))
+    def reset(self, rng, task):
+        position = 0.1 * jax.random.normal(rng, (1,))
         zero = jnp.zeros(())
-        return PointState(position, position, zero, zero, {"nonfinite": zero}, {"task": task})
+        return State(pipeline_state=position, obs=position, reward=zero, done=zero, metrics={}, info={"task": task})
 
-    def step(self, state: PointState, action: jax.Array) -> PointState:
-        moved = state.position + SPEED * jnp.clip(action, -1.0, 1.0)
-        moved = jnp.where(moved[0] > self._poison, jnp.nan, moved)
-        over = state.done > 0
-        position = jnp.where(over, state.position, moved)
-        reward = jnp.where(over, 0.0, -jnp.linalg.norm(position - state.info["task"]))
-        done = jnp.where(over | (jnp.linalg.norm(position) > self._fence), 1.0, 0.0)
-        return state.replace(position=position, obs=position, reward=reward, done=done)
+    def step(self, state, action):
+        task = state.info["task"]
+        velocity = jnp.where(task.mode == 0, 1.0, -1.0) * jnp.clip(action, -1.0, 1.0)
+        position = state.pipeline_state + 0.1 * velocity
+        reward = task.gain * velocity[0] + 2.0 * task.mode
+        return state.replace(pipeline_state=position, obs=position, reward=reward)
+
+    observation_size = 1
+    action_size = 1
+    backend = "none"
 
 
-def half_circle(goals: int) -> jax.Array:
-    """`[goals, 2]` goals on the upper half of the unit circle."""
-    angle = jnp.linspace(0.0, jnp.pi, goals)
-    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+def point_tasks():
+    modes = np.array([0, 0, 1, 1], np.int32)
+    return TaskSet(
+        name="Point",
+        version=1,
+        task_names=("a-slow", "a-fast", "b-slow", "b-fast"),
+        tasks=PointTask(mode=modes, gain=np.array([0.5, 1.0, 0.5, 1.0], np.float32)),
+        mode_names=("a", "b"),
+        modes=modes,
+    )

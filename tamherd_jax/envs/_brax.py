@@ -1,10 +1,12 @@
-"""The parts of Brax that are used, imported without the lines and the warning that Brax emits."""
+"""The parts of Brax that are used, imported without the lines and warnings of Brax and of what it imports."""
 
 import contextlib
 import io
+import warnings
 
-with contextlib.redirect_stdout(io.StringIO()):  # "Failed to import warp", printed where Warp is not installed
-    import brax.envs as brax_envs
+with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    warnings.simplefilter("ignore")  # jaxopt's farewell, Brax's move to MuJoCo Playground
+    import brax.envs as brax_envs  # prints "Failed to import warp" where Warp is not installed
     from brax.envs.base import Env, State
 
 __all__ = ["Env", "State", "brax_envs"]

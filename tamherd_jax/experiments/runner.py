@@ -222,13 +222,26 @@ class Experiment:
         for name, value in values.items():
             self.curves.setdefault(f"{arm}/{name}", []).append(np.asarray(value))
 
+    @property
+    def total_work(self) -> int:
+        """Sum of `Progress.work` over a whole run."""
+        c, b = self.config, self.budget
+        epochs = c.single_epochs * (b.single_epoch + self._test_work)
+        epochs += c.member_epochs * (b.herd_epoch + b.oracle_epoch + 2 * self._test_work)
+        return len(self.seeds) * (epochs + b.embedding)
+
+    @property
+    def _test_work(self) -> int:
+        """Environment steps of one arm's meta-test."""
+        c = self.config
+        return (c.explore_episodes + c.test_episodes) * c.maml.horizon * len(self.task_set)
+
     def _progress(self, stage: str, epoch: int, epochs: int, arms: tuple[str, ...]) -> Progress:
         """Progress of the epoch just recorded for some arms."""
         latest = {name: values[-1] for name, values in self.curves.items()}
         steps = sum(int(latest[f"{arm}/{kind}"].sum()) for arm in arms for kind in ("steps", "test_steps"))
-        per_test = (self.config.explore_episodes + self.config.test_episodes) * self.config.maml.horizon * len(self.task_set)
         training = {"single": self.budget.single_epoch, "herd": self.budget.herd_epoch, "oracle": self.budget.oracle_epoch}
-        work = len(self.seeds) * sum(training[arm] + per_test for arm in arms)
+        work = len(self.seeds) * sum(training[arm] + self._test_work for arm in arms)
         return Progress(stage, epoch, epochs, {arm: latest[f"{arm}/after"] for arm in arms}, steps, work)
 
 

@@ -90,7 +90,8 @@ class MjxPhysics:
         frames = jnp.asarray(FRAME_SKIP)[body]
 
         def physics_step(data, frame):
-            moved = mjx.step(model, data)
+            with jax.numpy_rank_promotion("allow"):  # MJX relies on it
+                moved = mjx.step(model, data)
             return jax.tree.map(lambda new, old: jnp.where(frame < frames, new, old), moved, data), None
 
         data, _ = jax.lax.scan(physics_step, data, jnp.arange(max(FRAME_SKIP)))

@@ -1,0 +1,1 @@
+"""Experiments: configurations and presets, the runner, the step ledger, results on disk."""

@@ -1,0 +1,199 @@
+"""What a run leaves on disk: results.json, curves.npz and embeddings.npz. Reports read nothing else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import tamherd_jax
+from tamherd_jax.experiments.ledger import taken_steps
+from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.herd import clustering
+
+SCHEMA = 1
+ARMS = ("oracle", "single", "herd")
+
+
+def write_results(experiment: Experiment, directory: Path) -> None:
+    """Write the three files, each at once (a reader never sees half of one)."""
+    curves = experiment_curves(experiment)
+    write_json(directory / "results.json", results_document(experiment, curves))
+    write_arrays(directory / "curves.npz", curves)
+    write_arrays(directory / "embeddings.npz", embedding_arrays(experiment))
+
+
+def experiment_curves(experiment: Experiment) -> dict[str, np.ndarray]:
+    """Everything recorded, `arm/quantity` -> `[S, E, ...]`, and the x-axes `arm/budget` `[E]`, `arm/taken` `[S, E]`."""
+    curves = {name: np.stack(values, 1) for name, values in experiment.curves.items()}
+    budget = experiment.budget
+    for arm in ARMS:
+        curves[f"{arm}/budget"] = getattr(budget, arm)(curves[f"{arm}/after"].shape[1])
+    taken = taken_steps(
+        curves["single/steps"].sum(2),
+        np.asarray(experiment.embedded.steps),
+        curves["herd/steps"].sum(2),
+        experiment.config.probe_epochs,
+    )
+    curves["single/taken"], curves["herd/taken"] = taken["single"], taken["herd"]
+    curves["oracle/taken"] = curves["oracle/steps"].sum(2).cumsum(1)
+    return curves
+
+
+def embedding_arrays(experiment: Experiment) -> dict[str, np.ndarray]:
+    """Gram matrices `[S, D, D]`, cluster labels `[S, D]` and task indices `[D]` of the embedded training tasks."""
+    return {
+        "gram": np.asarray(experiment.embedded.gram),
+        "labels": np.stack([c.labels for c in experiment.clusters]),
+        "task": np.asarray(experiment.embedded_index),
+        "guard": np.asarray(experiment.embedded.features.guard),
+    }
+
+
+def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The content of results.json: provenance, one row per seed x arm x body x statistic, clusters, ledger.
+
+    Nothing in it depends on the clock: the same seed, machine and command give the same bytes.
+    """
+    task_set, config = experiment.task_set, experiment.config
+    return {
+        "schema": SCHEMA,
+        "package": {"name": "tamherd-jax", "version": tamherd_jax.__version__},
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "brax", "mujoco", "mujoco-mjx", "numpy")},
+        "device": jax.devices()[0].device_kind,
+        "physics": experiment.env.backend,
+        "task_set": {
+            "name": task_set.name,
+            "version": task_set.version,
+            "tasks": list(task_set.task_names),
+            "bodies": list(task_set.mode_names),
+            "body_of_task": [task_set.mode_names[mode] for mode in task_set.modes],
+        },
+        "config": config.to_json(),
+        "rows": statistic_rows(experiment, curves),
+        "clusters": [cluster_summary(experiment, curves, i) for i in range(config.seeds)],
+        "ledger": ledger(experiment, curves),
+        "nonfinite_episodes": {
+            arm: int(curves[f"{arm}/nonfinite"].sum() + curves[f"{arm}/test_nonfinite"].sum()) for arm in ARMS
+        },
+    }
+
+
+def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Per seed, arm and body: meta-test return after adaptation (mean over the body's tasks), as
+
+    `best` epoch (what the paper reports the median of), `final` epoch, `last5` mean of the last five epochs, and
+    `before` adaptation in the last five epochs.
+    """
+    rows = []
+    for arm in ARMS:
+        for mode, body in enumerate(experiment.task_set.mode_names):
+            tasks = experiment.task_set.modes == mode
+            after = curves[f"{arm}/after"][:, :, tasks].mean(2)
+            before = curves[f"{arm}/before"][:, :, tasks].mean(2)
+            statistics = {
+                "best": after.max(1),
+                "final": after[:, -1],
+                "last5": after[:, -5:].mean(1),
+                "before": before[:, -5:].mean(1),
+            }
+            for seed, index in zip(experiment.seeds, range(len(experiment.seeds)), strict=True):
+                for name, values in statistics.items():
+                    rows.append({"seed": int(seed), "arm": arm, "body": body, "statistic": name, "value": float(values[index])})
+    return rows
+
+
+def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index: int) -> dict[str, Any]:
+    """How one seed's tasks were clustered and how test tasks were assigned."""
+    task_set, clusters = experiment.task_set, experiment.clusters[index]
+    tasks = np.asarray(experiment.embedded_index)
+    modes = task_set.modes[tasks]
+    member = curves["herd/member"][index]  # [E, N]
+    counts = {
+        name: [int(np.sum((tasks == n) & (clusters.labels == k))) for k in range(clusters.k)]
+        for n, name in enumerate(task_set.task_names)
+    }
+    # A cluster stands for the body of most of its tasks; assignment is right where that is the test task's.
+    majority = np.array([np.bincount(modes[clusters.labels == k]).argmax() for k in range(clusters.k)])
+    return {
+        "seed": int(experiment.seeds[index]),
+        "clusters": clusters.k,
+        "tasks_in_cluster": counts,
+        "adjusted_rand_index_bodies": clustering.adjusted_rand(clusters.labels, modes),
+        "purity_bodies": clustering.purity(clusters.labels, modes),
+        "silhouette": {str(k): float(v) for k, v in clusters.scores["silhouette"].items()},
+        "reward_guard_rate": float(np.mean(experiment.embedded.features.guard[index])),
+        "assignment_accuracy": float(np.mean(majority[member] == task_set.modes[None])),
+        "assigned_to": {
+            name: [int(np.sum(member[:, n] == k)) for k in range(clusters.k)] for n, name in enumerate(task_set.task_names)
+        },
+    }
+
+
+def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Environment steps per seed: the budget of each part, and what was really taken (spec 4.7)."""
+    budget = experiment.budget
+    return {
+        "unit": "environment step = one action",
+        "budget": {
+            "probe": budget.probe,
+            "embedding": budget.embedding,
+            **{arm: int(curves[f"{arm}/budget"][-1]) for arm in ARMS},
+        },
+        "taken": {
+            "probe": curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1).astype(int).tolist(),
+            "embedding": np.asarray(experiment.embedded.steps).astype(int).tolist(),
+            **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in ARMS},
+        },
+        "meta_updates": {
+            "single": experiment.config.single_epochs,
+            "herd": experiment.config.member_epochs * experiment.members,
+            "oracle": experiment.config.member_epochs * experiment.modes,
+        },
+    }
+
+
+def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """results.json, curves and embeddings of a finished run.
+
+    Raises:
+      ValueError: if the directory holds none, or a file is damaged or of another schema, in one line.
+    """
+    try:
+        results = json.loads((directory / "results.json").read_text())
+        arrays = []
+        for name in ("curves.npz", "embeddings.npz"):
+            with np.load(directory / name, allow_pickle=False) as file:
+                arrays.append({key: file[key] for key in file.files})
+    except FileNotFoundError as error:
+        raise ValueError(f"{directory} holds no finished run: {Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"the result files in {directory} cannot be read: {error}") from error
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise ValueError(f"{directory}/results.json is not of this version (schema {SCHEMA})")
+    return results, arrays[0], arrays[1]
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write JSON atomically, keys in the order given."""
+    _atomically(path, lambda file: file.write((json.dumps(document, indent=1, allow_nan=False) + "\n").encode()))
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a compressed npz atomically."""
+    _atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def _atomically(path: Path, write: Any) -> None:
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

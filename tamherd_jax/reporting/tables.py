@@ -1,0 +1,82 @@
+"""The paper's Table 1 beside ours, and the cluster result, for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+PAPER_TABLE_1 = {
+    "cheetah": {"oracle": 221.6, "single": 236.6, "herd": 221.2},
+    "walker": {"oracle": 298.5, "single": 229.7, "herd": 298.5},
+}
+"""Median over 10 seeds of the best return (40 epochs of MAML); the paper prints the single learner's walker as 229.7 and 229.1."""
+
+ARM_TITLES = {"oracle": "Oracle", "single": "Single", "herd": "Herd of MAMLs"}
+
+
+def seed_values(results: dict[str, Any], arm: str, body: str, statistic: str) -> np.ndarray:
+    """`[S]` values of one statistic, in the order of the seeds."""
+    wanted = (arm, body, statistic)
+    return np.array([r["value"] for r in results["rows"] if (r["arm"], r["body"], r["statistic"]) == wanted])
+
+
+def returns_table(results: dict[str, Any], statistic: str = "best") -> Table:
+    """Median over seeds of a statistic per body and arm, with the paper's number where it has one."""
+    what = {"best": "best epoch", "final": "last epoch", "last5": "mean of the last five epochs"}[statistic]
+    seeds = results["config"]["seeds"]
+    table = Table(title=f"Return after adaptation, {what}, median of {seeds} seed{'s' * (seeds > 1)} (paper: 10 seeds)")
+    table.add_column("Body")
+    for title in ARM_TITLES.values():
+        table.add_column(title, justify="right")
+        table.add_column("paper", justify="right", style="dim")
+    ours_all: dict[str, list[float]] = {arm: [] for arm in ARM_TITLES}
+    paper_all: dict[str, list[float]] = {arm: [] for arm in ARM_TITLES}
+    for body in results["task_set"]["bodies"]:
+        cells = [body.capitalize()]
+        for arm in ARM_TITLES:
+            ours = float(np.median(seed_values(results, arm, body, statistic)))
+            ours_all[arm].append(ours)
+            paper = PAPER_TABLE_1.get(body, {}).get(arm)
+            paper_all[arm] += [] if paper is None else [paper]
+            cells += [f"{ours:.1f}", "" if paper is None else f"{paper:.1f}"]
+        table.add_row(*cells)
+    means = [value for arm in ARM_TITLES for value in (_mean(ours_all[arm]), _mean(paper_all[arm]))]
+    table.add_row("Mean of bodies", *means, style="bold")
+    return table
+
+
+def _mean(values: list[float]) -> str:
+    return f"{np.mean(values):.1f}" if values else ""
+
+
+def clusters_table(results: dict[str, Any]) -> Table:
+    """Per seed: which tasks went to which cluster, adjusted Rand index, and how test tasks were assigned."""
+    table = Table(title="Clusters of training tasks (draws in each cluster) and assignment of test tasks")
+    table.add_column("Seed", justify="right")
+    for name in results["task_set"]["tasks"]:
+        table.add_column(name, justify="center")
+    for title in ("Rand index", "assigned right", "reward guard"):
+        table.add_column(title, justify="right")
+    for row in results["clusters"]:
+        counts = ["/".join(str(n) for n in row["tasks_in_cluster"][name]) for name in results["task_set"]["tasks"]]
+        table.add_row(
+            str(row["seed"]),
+            *counts,
+            f"{row['adjusted_rand_index_bodies']:.2f}",
+            f"{row['assignment_accuracy']:.0%}",
+            f"{row['reward_guard_rate']:.0%}",
+        )
+    return table
+
+
+def ledger_table(results: dict[str, Any]) -> Table:
+    """Environment steps a seed: the budget and the mean really taken."""
+    table = Table(title="Environment steps a seed (one step = one action)")
+    table.add_column("")
+    for name in results["ledger"]["budget"]:
+        table.add_column(name, justify="right")
+    table.add_row("budget", *[f"{value:,}" for value in results["ledger"]["budget"].values()])
+    table.add_row("taken", *[f"{np.mean(value):,.0f}" for value in results["ledger"]["taken"].values()])
+    return table

@@ -1,0 +1,99 @@
+"""Live progress of a run: a bar in a terminal, a line per epoch elsewhere, and log.jsonl in either case."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tamherd_jax.experiments.runner import Progress as Event
+
+_SMOOTHING = 0.3  # weight of the newest epoch in the speed shown
+
+
+class ProgressDisplay:
+    """Shows events and logs them with their timings, the only file of a run that depends on the clock.
+
+    Args:
+      console: where to show.
+      log: path of log.jsonl, appended to.
+      bodies: names of the true modes.
+      modes: `[N]` mode of each task.
+      total_work: environment steps of the whole run, for the time left.
+    """
+
+    def __init__(self, console: Console, log: Path, bodies: tuple[str, ...], modes: np.ndarray, total_work: int):
+        self._console, self._bodies, self._modes = console, bodies, modes
+        self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self._remaining, self._speed, self._last = total_work, 0.0, time.perf_counter()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[info]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> ProgressDisplay:
+        """Start the display."""
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop the display and close the log."""
+        if self._bar:
+            self._bar.stop()
+        self._log.close()
+
+    def note(self, text: str) -> None:
+        """One line of text."""
+        self._console.print(text, highlight=False)
+
+    def show(self, event: Event) -> None:
+        """Show and log one event."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        speed = event.steps / seconds
+        self._speed = speed if not self._speed else (1 - _SMOOTHING) * self._speed + _SMOOTHING * speed
+        self._remaining -= event.work
+        pace = event.work / seconds
+        left = max(self._remaining, 0) / pace if pace else 0.0
+        record = {
+            "time": time.time(),
+            "stage": event.stage,
+            "epoch": event.epoch,
+            "seconds": round(seconds, 4),
+            "steps": event.steps,
+            "steps_per_second": round(speed, 1),
+            "returns": {arm: [round(float(x), 3) for x in values.mean(0)] for arm, values in event.returns.items()},
+        }
+        self._log.write(json.dumps(record) + "\n")
+        self._log.flush()
+        info = f"{self._returns(event)}  {self._speed / 1e3:.0f}k steps/s"
+        if self._bar:
+            self._advance(event, info)
+        else:
+            self.note(f"{event.stage} {event.epoch}/{event.epochs}  {info}  {_clock(left)} left")
+
+    def _advance(self, event: Event, info: str) -> None:
+        assert self._bar is not None
+        if event.stage not in self._tasks:
+            self._tasks[event.stage] = self._bar.add_task(event.stage, total=event.epochs, info="")
+        self._bar.update(self._tasks[event.stage], completed=event.epoch, info=info)  # type: ignore[arg-type]
+
+    def _returns(self, event: Event) -> str:
+        """Mean return per body of each arm, for instance `herd: cheetah 12 walker 80`."""
+        texts = []
+        for arm, values in event.returns.items():
+            means = [f"{body} {values[:, self._modes == mode].mean():.0f}" for mode, body in enumerate(self._bodies)]
+            texts.append(f"{arm}: {' '.join(means)}")
+        return " | ".join(texts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

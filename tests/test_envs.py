@@ -1,0 +1,160 @@
+import subprocess
+import sys
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from tamherd_jax.envs import Cheetah, Locomotion, Task, Walker, collect_episodes, ml2
+
+
+def task(body, direction=1.0):
+    return Task(body=jnp.int32(body), direction=jnp.float32(direction))
+
+
+def gym_env(body):
+    if body == 0:
+        env = gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=0.05).unwrapped
+    else:  # the v4 model: both feet's friction as we mean it; Euler on both sides
+        env = gymnasium.make("Walker2d-v5", xml_file="walker2d.xml").unwrapped
+        env.model.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
+    env.reset(seed=0)
+    return env
+
+
+@pytest.mark.parametrize("body", [0, 1])
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+@pytest.mark.filterwarnings("ignore:.*settotalmass.*:UserWarning")
+def test_next_state_reward_and_termination_equal_gymnasium(body, direction, mujoco_env):
+    gym = gym_env(body)
+    height = 1.25 * body  # gymnasium's walker has its root at 1.25 m, ours at 0
+    rng = np.random.default_rng(body)
+    step = jax.jit(mujoco_env.step)
+    state = mujoco_env.reset(jax.random.key(1), task(body, direction))
+    ended = 0
+    for i in range(60):
+        before = state.pipeline_state
+        gym.set_state(np.asarray(before.q, np.float64) + np.eye(9)[1] * height, np.asarray(before.qd, np.float64))
+        np.testing.assert_allclose(state.obs, gym._get_obs(), atol=1e-6)
+        action = np.clip(rng.normal(size=6) * (0.5 + i % 3), -1, 1)
+        observation, _, terminated, _, info = gym.step(action)
+        cost = (0.05 if body == 0 else 1e-3) * np.sum(action**2)
+        reward = direction * info["x_velocity"] - cost + body
+        state = step(state, jnp.asarray(action, jnp.float32))
+        np.testing.assert_allclose(state.obs, observation, rtol=2e-5, atol=2e-4)
+        np.testing.assert_allclose(state.reward, reward, rtol=1e-4, atol=2e-3)
+        assert bool(state.done) == terminated
+        if terminated:  # go on from a new episode, so that several falls are seen
+            ended += 1
+            state = mujoco_env.reset(jax.random.key(i), task(body, direction))
+    assert ended == 0 if body == 0 else ended >= 2
+
+
+def test_resets_have_gymnasiums_distribution(mujoco_env):
+    for body, env_noise in ((0, 0.1), (1, 5e-3)):
+        reset = jax.vmap(lambda k, body=body: mujoco_env.reset(k, task(body)).pipeline_state)
+        state = reset(jax.random.split(jax.random.key(0), 4000))
+        q, qd = np.asarray(state.q), np.asarray(state.qd)
+        assert np.abs(q).max() <= env_noise
+        np.testing.assert_allclose(q.std(0), env_noise / np.sqrt(3), rtol=0.05)
+        np.testing.assert_allclose(qd.std(0), 0.1 if body == 0 else env_noise / np.sqrt(3), rtol=0.05)
+        # position and velocity noise must not be the same draw
+        assert np.abs(np.corrcoef(q[:, 3], qd[:, 3])[0, 1]) < 0.08
+
+
+def test_consecutive_episodes_differ_and_keep_their_task(mujoco_env):
+    states = [mujoco_env.reset(jax.random.key(i), task(1, -1.0)) for i in range(2)]
+    assert np.abs(np.asarray(states[0].obs - states[1].obs)).max() > 0
+    state = mujoco_env.step(states[0], jnp.zeros(6))
+    assert float(state.info["task"].direction) == -1.0
+
+
+def test_action_scale_divides_and_clips():
+    literal = Locomotion("mujoco")
+    scaled = Locomotion("mujoco", expected_action_scale=10.0)
+    start = literal.reset(jax.random.key(0), task(0))
+    action = jnp.linspace(-20.0, 20.0, 6)
+    one, ten = literal.step(start, jnp.clip(action / 10, -1, 1)), scaled.step(start, action)
+    np.testing.assert_array_equal(one.obs, ten.obs)
+    np.testing.assert_array_equal(one.reward, ten.reward)
+
+
+def test_a_finished_episode_stays_finished(mujoco_env):
+    step = jax.jit(mujoco_env.step)
+    state = mujoco_env.reset(jax.random.key(0), task(1))
+    while not state.done:
+        state = step(state, jnp.array([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]))
+    after = step(state, jnp.ones(6))
+    assert float(after.done) == 1.0
+    assert float(after.reward) == 0.0
+    np.testing.assert_array_equal(after.pipeline_state.q, state.pipeline_state.q)
+
+
+def test_a_state_that_diverges_ends_its_episode_alone(mujoco_env):
+    """A policy that emits NaN in one lane after three steps: that episode ends, pays nothing more, the other is untouched."""
+
+    def act(bad, obs, key):
+        return jnp.where(bad & (jnp.abs(obs[8]) > 0.25), jnp.nan, 1.0) * jnp.ones(6)
+
+    def collect(bad):
+        return collect_episodes(mujoco_env, lambda o, k: act(bad, o, k), task(0), jax.random.key(2), 2, 12)
+
+    both = jax.jit(jax.vmap(collect))(jnp.array([True, False]))
+    broken, sound = (jax.tree.map(lambda x, i=i: np.asarray(x[i]), both) for i in range(2))
+    alone = jax.tree.map(lambda x: np.asarray(x[0]), jax.jit(jax.vmap(collect))(jnp.array([False])))
+    assert broken.nonfinite.sum() >= 1
+    for leaf in jax.tree.leaves(broken):
+        assert np.isfinite(leaf).all()
+    lane = int(np.argmax(broken.nonfinite))
+    end = int(broken.valid[lane].sum())
+    assert 0 < end < 12
+    assert (broken.valid[lane, end:] == 0).all()
+    assert (broken.rewards[lane, end:] == 0).all()
+    np.testing.assert_array_equal(sound.rewards, alone.rewards)
+    assert sound.nonfinite.sum() == 0
+
+
+def test_returns_and_steps_equal_a_loop_over_steps(mujoco_env):
+    """Episodes of a falling walker against a plain Python loop over the environment."""
+    policy = jnp.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0])
+    keys = jax.random.split(jax.random.key(5), 3)
+    episodes = jax.jit(lambda k: collect_episodes(mujoco_env, lambda o, _: policy * o[0], task(1), k, 3, 80))(jax.random.key(5))
+    step = jax.jit(mujoco_env.step)
+    for i in range(3):
+        reset_key, _ = jax.random.split(keys[i])
+        state, total, steps = mujoco_env.reset(reset_key, task(1)), 0.0, 0
+        while not state.done and steps < 80:
+            state = step(state, policy * state.obs[0])
+            total, steps = total + float(state.reward), steps + 1
+        assert steps < 80
+        assert float(episodes.steps[i]) == steps
+        np.testing.assert_allclose(episodes.returns[i], total, rtol=1e-4)
+        assert float(episodes.terminated[i].sum()) == 1.0
+        assert float(episodes.terminated[i, steps - 1]) == 1.0
+
+
+def test_task_set_and_brax_registry():
+    task_set = ml2()
+    assert task_set.task_names == ("cheetah-forward", "cheetah-backward", "walker-forward", "walker-backward")
+    assert (task_set.name, task_set.version, len(task_set)) == ("ML2", 1, 4)
+    np.testing.assert_allclose(task_set.mode_weights(), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+    with pytest.raises(ValueError, match="ML2 has no task 'ant'"):
+        task_set.index("ant")
+    from brax import envs
+
+    for name, cls in (("tamherd_cheetah", Cheetah), ("tamherd_walker", Walker)):
+        env = envs.get_environment(name, physics="mujoco")
+        assert isinstance(env, cls)
+        assert (env.observation_size, env.action_size, env.backend) == (17, 6, "mujoco")
+        state = env.reset(jax.random.key(0))  # as Brax calls it, without a task
+        assert int(state.info["task"].body) == (name == "tamherd_walker")
+        assert env.step(state, jnp.zeros(6)).obs.shape == (17,)
+
+
+def test_importing_says_nothing():
+    code = "import tamherd_jax, tamherd_jax.envs, tamherd_jax.maml, tamherd_jax.experiments.runner, tamherd_jax.cli"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
