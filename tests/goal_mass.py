@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 SPEED = 0.15
+PAY = 10.0
 
 
 @struct.dataclass
@@ -24,7 +25,9 @@ class GoalState:
 
 
 class GoalMass:
-    """`x' = x + 0.15 clip(a, -1, 1)`, reward `-|x' - goal|`, observation x; the task is the goal `[2]`.
+    """`x' = x + 0.15 clip(a, -1, 1)`, reward `10 (|x - goal| - |x' - goal|)`, observation x; the task is the goal `[2]`.
+
+    Reaching a goal at distance 1 returns 10; the return is bounded by that.
 
     Args:
       fence: distance from the origin beyond which an episode terminates.
@@ -47,7 +50,9 @@ class GoalMass:
         moved = jnp.where(moved[0] > self._poison, jnp.nan, moved)
         over = state.done > 0
         position = jnp.where(over, state.position, moved)
-        reward = jnp.where(over, 0.0, -jnp.linalg.norm(position - state.info["task"]))
+        goal = state.info["task"]
+        progress = jnp.linalg.norm(state.position - goal) - jnp.linalg.norm(position - goal)
+        reward = jnp.where(over, 0.0, PAY * progress)
         done = jnp.where(over | (jnp.linalg.norm(position) > self._fence), 1.0, 0.0)
         return state.replace(position=position, obs=position, reward=reward, done=done)
 
