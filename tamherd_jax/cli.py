@@ -57,7 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit status 0 on success, 2 with one line on standard error for a mistake of the user's."""
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        {Run: run, Report: report}[type(command)](command)
+        if isinstance(command, Run):
+            run(command)
+        else:
+            report(command)
     except UserError as error:
         sys.stderr.write(f"tamherd: {' '.join(str(error).split())}\n")
         sys.exit(2)
@@ -95,11 +98,10 @@ def run(options: Run) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print("tamherd: loading JAX and the physics", highlight=False)
     use_compilation_cache(options.compilation_cache)
 
     from tamherd_jax.experiments.config import get_preset
-    from tamherd_jax.experiments.results import write_results
+    from tamherd_jax.experiments.results import write_json, write_results
     from tamherd_jax.experiments.runner import Experiment
     from tamherd_jax.reporting.terminal import ProgressDisplay
 
@@ -108,6 +110,7 @@ def run(options: Run) -> None:
         config = get_preset(options.preset, member_epochs=options.epochs, physics=options.physics, **overrides)
         experiment = Experiment(config)
     directory = new_run_directory(options.out, config.preset)
+    write_json(directory / "config.json", config.to_json())
     task_set = experiment.task_set
     start = time.perf_counter()
     log = directory / "log.jsonl"
@@ -198,3 +201,7 @@ def use_compilation_cache(directory: str) -> None:
         raise UserError(f"cannot use the compilation cache {directory}: {error.strerror}; choose another or off") from error
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -139,6 +140,7 @@ def _blocked_gram(
 ) -> jax.Array:
     """Gram of a squared kernel from blocks of about `size` samples, one pair of blocks in memory at a time."""
     symmetric = rows_b is None
+    chex.assert_rank([weights_a] if symmetric else [weights_a, weights_b], 2)
     size = size or BLOCK_ROWS.get(jax.default_backend(), BLOCK_ROWS_ELSEWHERE)
     a = _split(rows_a, weights_a, size)
     b = a if symmetric else _split(rows_b, weights_b, size)
@@ -168,10 +170,11 @@ def _split(rows: Any, weights: jax.Array, size: int) -> _Blocks:
     group = 1 if chunks > 1 else min(max(size // samples, 1), tasks)
     length = -(-samples // chunks)
     extra_tasks, extra_samples = -tasks % group, length * chunks - samples
+    blocks = (tasks + extra_tasks) * chunks // group
 
     def cut(leaf: jax.Array) -> jax.Array:
         widths = [(0, extra_tasks), (0, extra_samples)] + [(0, 0)] * (leaf.ndim - 2)
-        return jnp.pad(leaf, widths).reshape(-1, group * length, *leaf.shape[2:])
+        return jnp.pad(leaf, widths).reshape(blocks, group * length, *leaf.shape[2:])
 
     return _Blocks(jax.tree.map(cut, rows), cut(weights).reshape(-1, group, length), chunks)
 

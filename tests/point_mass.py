@@ -1,12 +1,12 @@
-"""A two-mode point mass whose answer is known: controls are inverted in one mode, so what is right in one is wrong in the other."""
+"""A two-mode point mass whose answer is known: what is right in one mode is wrong in the other."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tamherd_jax.envs._brax import Env, State
 from flax import struct
 
 from tamherd_jax.envs import TaskSet
+from tamherd_jax.envs._brax import Env, State
 
 
 @struct.dataclass
@@ -16,22 +16,22 @@ class PointTask:
 
 
 class PointMass(Env):
-    """`v = sign clip(a, -1, 1)`, reward `gain v + bonus`; mode 0: sign +1, bonus 0; mode 1: sign -1, bonus 2.
+    """`v = sign clip(a, -1, 1)`, reward `gain v + bonus`; mode 0: sign +1, bonus 0; mode 1: sign -1, bonus 8.
 
-    The observation (position) does not tell the mode. The best return of T steps is `T (gain + bonus)`.
+    The observation is the speed, which does not tell the mode. The best return of T steps is `T (gain + bonus)`.
     """
 
     def reset(self, rng, task):
         position = 0.1 * jax.random.normal(rng, (1,))
         zero = jnp.zeros(())
-        return State(pipeline_state=position, obs=position, reward=zero, done=zero, metrics={}, info={"task": task})
+        return State(pipeline_state=position, obs=jnp.zeros(1), reward=zero, done=zero, metrics={}, info={"task": task})
 
     def step(self, state, action):
         task = state.info["task"]
         velocity = jnp.where(task.mode == 0, 1.0, -1.0) * jnp.clip(action, -1.0, 1.0)
         position = state.pipeline_state + 0.1 * velocity
-        reward = task.gain * velocity[0] + 2.0 * task.mode
-        return state.replace(pipeline_state=position, obs=position, reward=reward)
+        reward = task.gain * velocity[0] + 8.0 * task.mode
+        return state.replace(pipeline_state=position, obs=jnp.abs(velocity), reward=reward)
 
     observation_size = 1
     action_size = 1

@@ -42,7 +42,15 @@ def test_models_are_gymnasiums():
     assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
     for body, file in (("cheetah", "half_cheetah.xml"), ("walker", "walker2d.xml")):
         ours, theirs = load_model(body), _load_deprecated(assets / file)
-        for name in ("body_mass", "dof_armature", "dof_damping", "jnt_stiffness", "actuator_gear", "geom_friction", "geom_size"):
+        for name in (
+            "body_mass",
+            "dof_armature",
+            "dof_damping",
+            "jnt_stiffness",
+            "actuator_gear",
+            "geom_friction",
+            "geom_size",
+        ):
             np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-12, err_msg=name)
         np.testing.assert_allclose(ours.body_inertia, theirs.body_inertia, rtol=1e-7)
         np.testing.assert_allclose(ours.jnt_range, theirs.jnt_range, atol=1e-5)  # Brax's file rounds pi to six digits

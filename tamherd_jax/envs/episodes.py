@@ -97,8 +97,9 @@ def collect_episode(
         return after, (state.obs, action, reward, after.obs, terminated, valid, diverged)
 
     state = env.reset(reset_key, task)
-    _, (*record, diverged) = jax.lax.scan(step, state, jax.random.split(action_key, length))
-    return Episodes(*record, nonfinite=jnp.max(diverged))
+    _, record = jax.lax.scan(step, state, jax.random.split(action_key, length))
+    obs, actions, rewards, next_obs, terminated, valid, diverged = record
+    return Episodes(obs, actions, rewards, next_obs, terminated, valid, nonfinite=jnp.max(diverged))
 
 
 def collect_episodes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,17 @@ _HUGE = 1e10  # MuJoCo's own bound on a state that still counts as sound
 class _Terms(NamedTuple):
     """Reward, observation, reset and termination terms by body: (cheetah, walker)."""
 
-    dt: np.ndarray = np.multiply(FRAME_SKIP, TIMESTEP).astype(np.float32)
-    control_cost: np.ndarray = np.array([0.05, 1e-3], np.float32)
-    alive_bonus: np.ndarray = np.array([0.0, 1.0], np.float32)
-    reset_position: np.ndarray = np.array([0.1, 0.005], np.float32)  # half-width of the uniform noise
-    rest_height: np.ndarray = np.array([0.0, 1.25], np.float32)  # what observation 0 adds to q[1]
-    velocity_clip: np.ndarray = np.array([np.inf, 10.0], np.float32)
-    min_height: np.ndarray = np.array([-np.inf, 0.8], np.float32)
-    max_height: np.ndarray = np.array([np.inf, 2.0], np.float32)
-    max_angle: np.ndarray = np.array([np.inf, 1.0], np.float32)
+    dt: Any = np.multiply(FRAME_SKIP, TIMESTEP).astype(np.float32)
+    control_cost: Any = np.array([0.05, 1e-3], np.float32)
+    alive_bonus: Any = np.array([0.0, 1.0], np.float32)
+    reset_position: Any = np.array([0.1, 0.005], np.float32)  # half-width of the uniform noise
+    rest_height: Any = np.array([0.0, 1.25], np.float32)  # what observation 0 adds to q[1]
+    velocity_clip: Any = np.array([np.inf, 10.0], np.float32)
+    min_height: Any = np.array([-np.inf, 0.8], np.float32)
+    max_height: Any = np.array([np.inf, 2.0], np.float32)
+    max_angle: Any = np.array([np.inf, 1.0], np.float32)
 
-    def of(self, body: jax.Array) -> _Terms:
+    def of(self, body: Any) -> _Terms:
         """The terms of one body, scalars."""
         return _Terms(*(jnp.asarray(x)[body] for x in self))
 
@@ -131,10 +131,10 @@ class Walker(Locomotion):
 
 
 def _task(body: int) -> Task:
-    return Task(body=np.int32(body), direction=np.float32(1.0))
+    return Task(body=np.array(body, np.int32), direction=np.array(1.0, np.float32))
 
 
-def _observe(body: jax.Array, q: jax.Array, qd: jax.Array) -> jax.Array:
+def _observe(body: Any, q: jax.Array, qd: jax.Array) -> jax.Array:
     """Observation `[17]`, without the distance covered."""
     terms = _Terms().of(body)
     height = q[1] + terms.rest_height

@@ -22,8 +22,8 @@ class Task:
       direction: `[...]` +1 to be paid for moving forward, -1 for moving backward.
     """
 
-    body: jax.Array
-    direction: jax.Array
+    body: jax.Array | np.ndarray
+    direction: jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

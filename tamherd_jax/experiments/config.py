@@ -67,6 +67,8 @@ class ExperimentConfig:
             raise ValueError(f"single epochs ({self.single_epochs}) must cover the probe's ({self.probe_epochs})")
         if not 1 <= self.probe_test_episodes < self.explore_episodes:
             raise ValueError("probe test episodes must leave the herd at least one exploration episode")
+        if self.clustering.clusters == "auto":
+            raise ValueError("an experiment needs a number of clusters; auto is for embeddings alone")
         if self.algorithm != "maml":
             raise ValueError(f"unknown algorithm {self.algorithm!r}; this version has maml")
 

@@ -65,7 +65,9 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
     return {
         "schema": SCHEMA,
         "package": {"name": "tamherd-jax", "version": tamherd_jax.__version__},
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "brax", "mujoco", "mujoco-mjx", "numpy")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("jax", "flax", "brax", "mujoco", "mujoco-mjx", "numpy")
+        },
         "device": jax.devices()[0].device_kind,
         "physics": experiment.env.backend,
         "task_set": {
@@ -86,10 +88,10 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
 
 
 def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Per seed, arm and body: meta-test return after adaptation (mean over the body's tasks), as
+    """Meta-test returns per seed, arm and body (mean over the body's tasks).
 
-    `best` epoch (what the paper reports the median of), `final` epoch, `last5` mean of the last five epochs, and
-    `before` adaptation in the last five epochs.
+    After adaptation: `best` epoch (of which the paper reports the median), `final` epoch, `last5` mean of the last five
+    epochs. Before adaptation: `before`, mean of the last five epochs.
     """
     rows = []
     for arm in ARMS:
@@ -169,11 +171,11 @@ def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], di
         results = json.loads((directory / "results.json").read_text())
         arrays = []
         for name in ("curves.npz", "embeddings.npz"):
-            with np.load(directory / name, allow_pickle=False) as file:
+            with open(directory / name, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays.append({key: file[key] for key in file.files})
     except FileNotFoundError as error:
         raise ValueError(f"{directory} holds no finished run: {Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"the result files in {directory} cannot be read: {error}") from error
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise ValueError(f"{directory}/results.json is not of this version (schema {SCHEMA})")

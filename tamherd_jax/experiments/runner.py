@@ -17,7 +17,6 @@ from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
-from tamherd_jax.herd.learner import MetaLearner
 from tamherd_jax.maml.learner import MAML
 from tamherd_jax.parallel import map_learners
 
@@ -60,7 +59,7 @@ class Experiment:
         self.config = config
         self.task_set = ml2() if task_set is None else task_set
         self.env = Locomotion(config.physics, config.expected_action_scale) if env is None else env
-        self.members, self.modes = config.clustering.clusters, len(self.task_set.mode_names)
+        self.members, self.modes = int(config.clustering.clusters), len(self.task_set.mode_names)
         self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds)
         draws = config.draws_per_task * len(self.task_set)
         self.single = MAML(self.env, draws, config.maml)
@@ -70,7 +69,7 @@ class Experiment:
         self.embedding = make_embedding(config.embedding)
         self.curves: dict[str, list[np.ndarray]] = {}
         self.clusters: list[Clusters] = []
-        self.embedded: EmbeddedTasks | None = None
+        self.embedded: EmbeddedTasks
         self.states: dict[str, Any] = {}
 
     @property
@@ -88,7 +87,7 @@ class Experiment:
     def run(self) -> Iterator[Progress]:
         """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner."""
         c = self.config
-        self.states["single"] = self._init(self.single, "single", 1)
+        self.states["single"] = self._init("single", 1)
         yield from self._train_single("probe", 0, c.probe_epochs)
         self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.states["single"])
         yield self._embed_and_cluster()
@@ -106,8 +105,8 @@ class Experiment:
     def _train_herd_and_oracle(self) -> Iterator[Progress]:
         c, seeds = self.config, len(self.seeds)
         weights = {"oracle": np.tile(self.task_set.mode_weights(), (seeds, 1, 1)), "herd": self.member_weights()}
-        self.states["oracle"] = self._init(self.expert, "oracle", self.modes)
-        self.states["herd"] = self._init(self.member, "herd", self.members)
+        self.states["oracle"] = self._init("oracle", self.modes)
+        self.states["herd"] = self._init("herd", self.members)
         modes = np.tile(self.task_set.modes.astype(np.int32), (seeds, 1))
         for epoch in range(1, c.member_epochs + 1):
             if self.expert is self.member:
@@ -123,12 +122,11 @@ class Experiment:
         """Embed the training tasks with every seed's frozen probe and cluster each seed's own."""
         c = self.config
         tasks, self.embedded_index = stratified_tasks(self.task_set.tasks, c.embedding_tasks)
-        embed = jax.jit(
-            jax.vmap(
-                lambda key, probe: embed_training_tasks(self.single, self.embedding, key, probe, tasks, c.embedding_episodes)
-            )
-        )
-        self.embedded = embed(self._keys("embed"), self.states["probe"])
+
+        def embed(key, probe):
+            return embed_training_tasks(self.single, self.embedding, key, probe, tasks, c.embedding_episodes)
+
+        self.embedded = map_learners(embed, in_axes=(0, 0))(self._keys("embed"), self.states["probe"])
         grams = np.asarray(self.embedded.gram, np.float64)
         self.clusters = [cluster(gram, c.clustering, int(seed)) for gram, seed in zip(grams, self.seeds, strict=True)]
         steps = int(np.sum(self.embedded.steps))
@@ -149,21 +147,26 @@ class Experiment:
         """`[S, A]` one key per learner."""
         return jnp.stack([self._keys(role, index) for index in range(rows)], axis=1)
 
-    def _init(self, learner: MetaLearner, role: str, rows: int) -> Any:
-        """Fresh states `[S, A, ...]`; epoch 0 of the learner's key."""
-        keys = self._row_keys(role, rows)
-        return jax.jit(jax.vmap(jax.vmap(lambda k: learner.init(jax.random.fold_in(k, 0)))))(keys)
+    @functools.cached_property
+    def _init_program(self) -> Any:
+        """Compiled initialisation of a learner, the same for all arms: epoch 0 of the learner's key."""
+        return map_learners(lambda key: self.single.init(jax.random.fold_in(key, 0)), in_axes=(0,))
+
+    def _init(self, role: str, rows: int) -> Any:
+        """Fresh states `[S, A, ...]`."""
+        states = self._init_program(_flatten(self._row_keys(role, rows)))
+        return jax.tree.map(lambda leaf: leaf.reshape(len(self.seeds), rows, *leaf.shape[1:]), states)
 
     @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
-    def _train_program(self, learner: MetaLearner) -> Any:
-        """Compiled training epoch of a learner for the flat axis of L = S A rows."""
+    def _train_program(self, learner: Any) -> Any:
+        """Compiled training epoch for the flat axis of L = S A learners."""
 
         def epoch(row_key, epoch, state, tasks, weights):
             return learner.train_epoch(jax.random.fold_in(row_key, epoch), state, tasks, weights)
 
         return map_learners(epoch, in_axes=(0, None, 0, None, 0))
 
-    def _train(self, learner: MetaLearner, arms: tuple[str, ...], weights: dict[str, np.ndarray], epoch: int) -> None:
+    def _train(self, learner: Any, arms: tuple[str, ...], weights: dict[str, np.ndarray], epoch: int) -> None:
         """One epoch of all learners of some arms in one call; records their metrics."""
         sizes = [weights[arm].shape[1] for arm in arms]
         seeds = len(self.seeds)
@@ -179,23 +182,22 @@ class Experiment:
             self._record(arm, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
             self._record(arm, **own.diagnostics)
 
-    @functools.cached_property
-    def _test_program(self) -> Any:
-        """Compiled meta-test of S seeds; recompiles for another number of learners or exploration episodes."""
+    @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
+    def _test_program(self, explore: int) -> Any:
+        """Compiled meta-test of one seed on all tasks, with `explore` exploration episodes, for the axis of seeds."""
 
-        def test(key, epoch, states, member, explore):
-            key = jax.random.fold_in(key, epoch)
+        def test(key, epoch, states):
+            key, member = jax.random.fold_in(key, epoch), jnp.arange(len(self.task_set))
             return meta_test(self.single, key, states, member, self.task_set.tasks, explore, self.config.test_episodes)
 
-        def tests(keys, epoch, states, member, explore):
-            return jax.vmap(lambda k, s, m: test(k, epoch, s, m, explore))(keys, states, member)
-
-        return jax.jit(tests, static_argnames="explore")
+        return map_learners(test, in_axes=(0, None, 0))
 
     def _test(self, arm: str, explore: int, member: np.ndarray | jax.Array, epoch: int) -> None:
         """Meta-test every task with the learner of the arm that `member` `[S, N]` names; records the returns."""
-        keys = self._keys(f"test_{arm}")
-        result = self._test_program(keys, np.uint32(epoch), self.states[arm], member, explore=explore)
+        # Every task's learner is picked out here, so that arms of any number of learners share one program.
+        seed = np.arange(len(self.seeds))[:, None]
+        states = jax.tree.map(lambda leaf: leaf[seed, member], self.states[arm])
+        result = self._test_program(explore)(self._keys(f"test_{arm}"), np.uint32(epoch), states)
         self._record(arm, before=result.before, after=result.after, test_steps=result.steps, test_nonfinite=result.nonfinite)
 
     @functools.cached_property
@@ -208,7 +210,7 @@ class Experiment:
             tasks = self.task_set.tasks
             return assign_tasks(self.single, self.embedding, key, probe, embedded, membership, tasks, c.probe_test_episodes)
 
-        return jax.jit(jax.vmap(assign, in_axes=(0, None, 0, 0, 0)))
+        return map_learners(assign, in_axes=(0, None, 0, 0, 0))
 
     def _assign(self, epoch: int) -> jax.Array:
         """`[S, N]` the member that each task is assigned to, from fresh probe episodes; records it."""

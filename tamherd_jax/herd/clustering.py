@@ -9,6 +9,7 @@ scikit-learn, except `nearest_centroid`.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any, Literal
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 from flax import struct
 from sklearn import cluster as sk_cluster
 from sklearn import metrics as sk_metrics
+from sklearn.exceptions import ConvergenceWarning
 
 METHODS = ("ward", "average", "complete", "single", "kmeans", "spectral", "hdbscan")
 SELECTIONS = ("silhouette", "gap", "stability")
@@ -34,8 +36,8 @@ class ClusteringConfig:
       method: `ward`, `kmeans` on exact coordinates; `average`, `complete`, `single`, `hdbscan` on distances; `spectral` on a
         Gaussian affinity with the median distance as its width.
       clusters: K, or "auto". `hdbscan` finds its own number and takes "auto" only.
-      selection: what "auto" maximises: the `silhouette`; the `gap` statistic (Tibshirani et al., 2001; may choose 1);
-        `stability`, the largest K whose clusters agree between subsamples (Ben-Hur et al., 2002; may choose 1).
+      selection: what "auto" maximises: the `silhouette`; the `gap` statistic (Tibshirani et al., 2001); `stability`, the
+        agreement of the clusters of subsamples (Ben-Hur et al., 2002). The last two may choose 1.
       max_clusters: the largest K that "auto" tries.
 
     Raises:
@@ -67,7 +69,8 @@ class Clusters:
     Attributes:
       labels: `[N]` int in 0..k-1, numbered by first appearance.
       k: number of clusters.
-      scores: per criterion, its value for every K looked at; the silhouette at K = 2..4 even where K was given.
+      scores: per criterion, its value for every K looked at; the silhouette at K = 2..4 even where K was given
+        (with `hdbscan`, at its own K).
     """
 
     labels: np.ndarray
@@ -146,6 +149,7 @@ def cluster(gram: np.ndarray, config: ClusteringConfig, seed: int = 0) -> Cluste
     scores: dict[str, dict[int, float]] = {}
     if config.method == "hdbscan":
         labels = _hdbscan(gram)
+        scores["silhouette"] = {len(np.unique(labels)): _silhouette(gram, labels)}
     else:
         k, scores = _choose(gram, config, seed) if config.clusters == "auto" else (config.clusters, {})
         labels = partition(gram, config.method, k, seed)
@@ -163,7 +167,10 @@ def partition(gram: np.ndarray, method: str, k: int, seed: int = 0) -> np.ndarra
     if method == "ward":
         return sk_cluster.AgglomerativeClustering(k, linkage="ward").fit_predict(coordinates(gram))
     if method == "kmeans":
-        return sk_cluster.KMeans(k, n_init=10, random_state=seed).fit_predict(coordinates(gram))
+        with warnings.catch_warnings():
+            # Fewer distinct points than K: fewer clusters are the right answer.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return sk_cluster.KMeans(k, n_init=10, random_state=seed).fit_predict(coordinates(gram))
     squares = squared_distances(gram)
     if method == "spectral":
         width = np.median(squares[~np.eye(tasks, dtype=bool)])
@@ -208,27 +215,31 @@ def _choose(gram: np.ndarray, config: ClusteringConfig, seed: int) -> tuple[int,
         return _gap(gram, config.method, top, seed)
     if config.selection == "stability":
         stability = _stability(gram, config.method, range(2, top + 1), seed)
-        stable = [k for k, score in stability.items() if score >= STABLE]
-        return max(stable, default=1), {"stability": stability}
+        # Nested structure may be equally stable at several K: the finest says most.
+        best = max(stability, key=lambda k: (stability[k], k))
+        return (best if stability[best] >= STABLE else 1), {"stability": stability}
     silhouettes = _silhouettes(gram, config.method, range(2, top + 1), seed)
     return max(silhouettes, key=lambda k: silhouettes[k]), {"silhouette": silhouettes}
 
 
 def _silhouettes(gram: np.ndarray, method: str, ks: range, seed: int) -> dict[int, float]:
-    """Mean silhouette for every K of `ks` below N."""
-    if method == "hdbscan":
-        method = "average"
-    distances = np.sqrt(squared_distances(gram))
-    scores = {}
-    for k in (k for k in ks if k < len(gram)):
-        labels = partition(gram, method, k, seed)
-        distinct = len(np.unique(labels))
-        scores[k] = float(sk_metrics.silhouette_score(distances, labels, metric="precomputed")) if distinct > 1 else -1.0
-    return scores
+    """Mean silhouette for every K of `ks` below N; fewer clusters than K (coinciding tasks) score as what they are."""
+    return {k: _silhouette(gram, partition(gram, method, k, seed)) for k in ks if k < len(gram)}
+
+
+def _silhouette(gram: np.ndarray, labels: np.ndarray) -> float:
+    """Mean silhouette in [-1, 1]; -1 where it is undefined, for one cluster or one task in each."""
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return -1.0
+    return float(sk_metrics.silhouette_score(np.sqrt(squared_distances(gram)), labels, metric="precomputed"))
 
 
 def _gap(gram: np.ndarray, method: str, top: int, seed: int) -> tuple[int, dict[str, dict[int, float]]]:
-    """Smallest K with `gap(K) >= gap(K+1) - s(K+1)`, references uniform in the principal axes' box (Tibshirani, 2001)."""
+    """Smallest K whose gap is within one standard error of the largest; references uniform in the principal axes' box.
+
+    Not Tibshirani's first K with `gap(K) >= gap(K+1) - s(K+1)`, which stops at 1 before three equidistant groups, because
+    cutting them in two gains nothing; the rule here is Dudoit and Fridlyand's (2002).
+    """
     rng = np.random.default_rng(seed)
     points = coordinates(gram)
     low, high = points.min(0), points.max(0)
@@ -238,8 +249,9 @@ def _gap(gram: np.ndarray, method: str, top: int, seed: int) -> tuple[int, dict[
         expected = np.array([_log_dispersion(reference @ reference.T, method, k, seed) for reference in references])
         gaps[k] = float(expected.mean() - _log_dispersion(gram, method, k, seed))
         errors[k] = float(expected.std() * np.sqrt(1 + 1 / REFERENCES))
-    good = (k for k in range(1, top) if gaps[k] >= gaps[k + 1] - errors[k + 1])
-    return next(good, top), {"gap": gaps, "gap_error": errors}
+    best = max(gaps, key=lambda k: gaps[k])
+    chosen = min(k for k in gaps if gaps[k] >= gaps[best] - errors[best])
+    return chosen, {"gap": gaps, "gap_error": errors}
 
 
 def _log_dispersion(gram: np.ndarray, method: str, k: int, seed: int) -> float:

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -227,6 +228,8 @@ def reward_weights(rewards: jax.Array, valid: jax.Array, mode: str) -> tuple[jax
     Returns:
       weights `[E, T]` and guard `[]`.
     """
+    chex.assert_rank([rewards, valid], 2)
+    chex.assert_equal_shape([rewards, valid])
     valid = valid > 0
     rewards = jnp.where(valid, rewards, 0.0)
     magnitude = jnp.abs(rewards).max()

@@ -49,10 +49,10 @@ def linear_baseline(obs: jax.Array, returns: jax.Array, valid: jax.Array) -> jax
     count = jnp.maximum(jnp.sum(mask), 1.0)
     mean = (mask @ features) / count
     target_mean = masked_mean(returns, valid)
-    centred = (features - mean) * mask[:, None]
+    centred = (features - mean[None]) * mask[:, None]
     target = (returns.reshape(-1) - target_mean) * mask
     scale = jnp.maximum(jnp.sqrt(jnp.sum(centred**2, axis=0)), 1e-6)
-    design = centred / scale
+    design = centred / scale[None]
     penalty = jnp.maximum(RIDGE / scale**2, _FLOOR)
     factor = jsl.cho_factor(design.T @ design + jnp.diag(penalty))
     solution = jsl.cho_solve(factor, design.T @ target)

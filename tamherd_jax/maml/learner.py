@@ -91,7 +91,7 @@ class MAML:
       config: settings.
     """
 
-    def __init__(self, env: TaskEnv, meta_batch_size: int, config: MAMLConfig = MAMLConfig()):  # noqa: B008 (frozen)
+    def __init__(self, env: TaskEnv, meta_batch_size: int, config: MAMLConfig = MAMLConfig()):
         self.env, self.meta_batch_size, self.config = env, meta_batch_size, config
         self.horizon = config.horizon
         self._policy = GaussianPolicy(env.action_size, config.hidden_sizes, config.shared_log_std, config.init_log_std)
@@ -110,7 +110,8 @@ class MAML:
 
     def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log standard deviation `[..., A]` of the policy at `obs` `[..., O]`."""
-        return self._policy.apply(policy, obs)
+        outputs: Any = self._policy.apply(policy, obs)
+        return outputs
 
     def act(self, policy: Any, obs: jax.Array, key: jax.Array) -> jax.Array:
         """Sampled action `[A]`: MAML is tested with its stochastic policy (spec 1.6)."""
@@ -145,7 +146,7 @@ class MAML:
         after = jax.vmap(lambda k, p, task: self._collect(k, p, task, episodes))(keys[1], adapted, drawn)
         query = jax.vmap(lambda e: self._batch(state.value_params, e))(after)
         params, diagnostics = self._outer_step(state.params, support, query)
-        return state.replace(params=params), _metrics(index, weights.size, before, after, diagnostics)
+        return dataclasses.replace(state, params=params), _metrics(index, weights.size, before, after, diagnostics)
 
     def _collect(self, key: jax.Array, params: Any, task: Any, episodes: int) -> Episodes:
         return collect_episodes(self.env, lambda obs, k: self.act(params, obs, k), task, key, episodes, self.horizon)
@@ -157,7 +158,7 @@ class MAML:
         if c.baseline == "linear":
             values = linear_baseline(episodes.obs, returns, episodes.valid)
         else:
-            values = self._value.apply(value_params, episodes.obs)
+            values = jnp.asarray(self._value.apply(value_params, episodes.obs))
         advantages = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, None, None))(
             episodes.rewards, values, episodes.valid, c.discount, c.gae_lambda
         )

@@ -52,7 +52,7 @@ def trpo_step(
     kl: Callable[[Any, Any], jax.Array],
     metric: Callable[[Any, Any], Any],
     params: Params,
-    config: TRPOConfig = TRPOConfig(),  # noqa: B008 (frozen)
+    config: TRPOConfig = TRPOConfig(),
 ) -> tuple[Params, TRPOInfo]:
     """One constrained step: minimise `loss(outputs_old, outputs(theta))` subject to `kl(outputs_old, outputs(theta)) <= delta`.
 

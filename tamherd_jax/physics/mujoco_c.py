@@ -36,8 +36,15 @@ def _step_body(body: int, qv: np.ndarray, control: np.ndarray) -> np.ndarray:
     out = np.empty((len(qv), frames, 1 + NQ + NV))
     sensors = np.empty((len(qv), frames, 0))
     pool.rollout(
-        [load_model(BODIES[body])] * len(qv), data, state, controls, nstep=frames, state=out, sensordata=sensors,
-        skip_checks=True, chunk_size=_CHUNK,
+        [load_model(BODIES[body])] * len(qv),
+        data,
+        state,
+        controls,
+        nstep=frames,
+        state=out,
+        sensordata=sensors,
+        skip_checks=True,
+        chunk_size=_CHUNK,
     )
     return np.where(finite[:, None], out[:, -1, 1:], np.nan)
 

@@ -58,12 +58,13 @@ def embedding_map(results: dict[str, Any], embeddings: dict[str, np.ndarray], pa
     figure, axes = plt.subplots(1, shown, figsize=(4.6 * shown, 4.2), layout="constrained", squeeze=False)
     for index, axis in enumerate(axes[0]):
         points = coordinates(embeddings["gram"][index])
-        points = np.pad(points, [(0, 0), (0, max(0, 2 - points.shape[1]))])
+        points = np.pad(points, [(0, 0), (0, max(0, 2 - points.shape[1]))])[:, :2]
         for task, name in enumerate(names):
-            for k in range(embeddings["labels"][index].max() + 1):
-                inside = (embeddings["task"] == task) & (embeddings["labels"][index] == k)
-                label = name if inside.any() and not (embeddings["labels"][index][embeddings["task"] == task] < k).any() else None
-                axis.scatter(*points[inside, :2].T, color=f"C{task}", marker=_MARKERS[k % len(_MARKERS)], label=label, alpha=0.8)
+            mine = embeddings["task"] == task
+            for k in np.unique(embeddings["labels"][index][mine]):
+                inside = mine & (embeddings["labels"][index] == k)
+                marker = _MARKERS[k % len(_MARKERS)]
+                axis.scatter(*points[inside].T, color=f"C{task}", marker=marker, label=f"{name}, cluster {k}", alpha=0.8)
         summary = results["clusters"][index]
         axis.set(title=f"seed {summary['seed']}: Rand index {summary['adjusted_rand_index_bodies']:.2f}")
         axis.set(xlabel="principal coordinate 1", ylabel="principal coordinate 2")

@@ -11,7 +11,7 @@ PAPER_TABLE_1 = {
     "cheetah": {"oracle": 221.6, "single": 236.6, "herd": 221.2},
     "walker": {"oracle": 298.5, "single": 229.7, "herd": 298.5},
 }
-"""Median over 10 seeds of the best return (40 epochs of MAML); the paper prints the single learner's walker as 229.7 and 229.1."""
+"""Median over 10 seeds of the best return (40 epochs of MAML); the single learner's walker is also printed as 229.1."""
 
 ARM_TITLES = {"oracle": "Oracle", "single": "Single", "herd": "Herd of MAMLs"}
 

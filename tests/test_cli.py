@@ -1,0 +1,187 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tamherd_jax import cli
+
+
+def tamherd(*arguments, cwd=None):
+    command = [sys.executable, "-m", "tamherd_jax.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=800)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--preset", "nonsense"], "unknown preset 'nonsense'; choose from quick, paper-maml"),
+        (["run", "--seeds", "-3"], "seeds must be at least 1, not -3"),
+        (["run", "--seeds", "many"], "--seeds"),
+        (["run", "--epochs", "0"], "member epochs must be at least 1, not 0"),
+        (["run", "--physics", "bullet"], "unknown physics backend 'bullet'; choose from auto, mujoco, mjx"),
+        (["run", "--algorithm", "ppo"], "unknown algorithm 'ppo'"),
+        (["run", "--first-seed", "-1"], "first seed must not be negative"),
+        (["run", "--no-such-option"], "Unrecognized options: --no-such-option"),
+        (["report", "nowhere"], "nowhere holds no finished run: results.json is missing"),
+        (["report"], "DIR"),
+        (["dance"], "dance"),
+        ([], "run"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_two(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, *(["--compilation-cache", "off"] if arguments[:1] == ["run"] else [])])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("tamherd: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_a_mistake_in_a_real_process(tmp_path):
+    done = tamherd("run", "--preset", "nonsense", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_directories_that_cannot_be_used(tmp_path, capsys):
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.tex").write_text("precious")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for out, words in ((occupied, "is not empty"), (blocked / "run", "cannot write to"), (blocked, "cannot write to")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["run", "--out", str(out), "--compilation-cache", "off"])
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+    assert (occupied / "thesis.tex").read_text() == "precious"
+    assert list(occupied.iterdir()) == [occupied / "thesis.tex"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_directory_without_permission(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--out", str(tmp_path / "run"), "--compilation-cache", "off"])
+    assert stop.value.code == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_help_is_no_mistake(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--help"])
+    assert stop.value.code == 0
+    assert "--preset" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["truncate", "schema", "missing"])
+def test_damaged_results_are_refused(finished_run, tmp_path, capsys, damage):
+    directory, _ = finished_run
+    for name in ("results.json", "curves.npz", "embeddings.npz"):
+        (tmp_path / name).write_bytes((directory / name).read_bytes())
+    if damage == "truncate":
+        (tmp_path / "curves.npz").write_bytes((directory / "curves.npz").read_bytes()[:500])
+    elif damage == "schema":
+        (tmp_path / "results.json").write_text('{"schema": 99}')
+    else:
+        (tmp_path / "embeddings.npz").unlink()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert str(tmp_path) in error
+
+
+# One real run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """`tamherd run` on real physics, one epoch of the herd: the whole method as a user runs it."""
+    cwd = tmp_path_factory.mktemp("work")
+    return cwd / "run", tamherd("run", "--epochs", "1", "--out", "run", "--compilation-cache", "off", cwd=cwd)
+
+
+@pytest.mark.slow
+def test_the_main_job_prints_tables_and_leaves_its_files(finished_run):
+    directory, done = finished_run
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for words in (
+        "probe 8/8",
+        "embeddings 1/1",
+        "herd and oracle 1/1",
+        "single 2/2",
+        "221.6",
+        "298.5",
+        "Herd of MAMLs",
+        "Rand",
+    ):
+        assert words in done.stdout
+    assert {p.name for p in directory.iterdir()} == {
+        "results.json",
+        "curves.npz",
+        "embeddings.npz",
+        "figures",
+        "log.jsonl",
+        "config.json",
+    }
+    for figure in ("learning_curves.png", "embeddings.png"):
+        assert (directory / "figures" / figure).read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 8 + 1 + 1 + 2
+    assert all(line["seconds"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_rows_equal_the_curves_and_the_ledger_what_was_recorded(finished_run):
+    directory, _ = finished_run
+    results = json.loads((directory / "results.json").read_text())
+    curves = np.load(directory / "curves.npz")
+    assert len(results["rows"]) == 3 * 2 * 4
+    for row in results["rows"]:
+        tasks = [i for i, body in enumerate(results["task_set"]["body_of_task"]) if body == row["body"]]
+        after = [sum(epoch[i] for i in tasks) / len(tasks) for epoch in curves[f"{row['arm']}/after"][0]]
+        before = [sum(epoch[i] for i in tasks) / len(tasks) for epoch in curves[f"{row['arm']}/before"][0]]
+        last = after[-5:]
+        expected = {"best": max(after), "final": after[-1], "last5": sum(last) / len(last), "before": np.mean(before[-5:])}
+        np.testing.assert_allclose(row["value"], expected[row["statistic"]], rtol=1e-5)
+    ledger = results["ledger"]
+    assert ledger["budget"] == {"probe": 320_000, "embedding": 10_000, "oracle": 40_000, "single": 400_000, "herd": 370_000}
+    assert 0 < ledger["taken"]["herd"][0] < ledger["budget"]["herd"]  # walkers fall
+    assert results["physics"] == "mujoco"
+    assert "time" not in json.dumps(results)
+
+
+@pytest.mark.slow
+def test_the_same_run_in_another_process_gives_the_same_bytes(finished_run, tmp_path):
+    from tamherd_jax.experiments.config import get_preset
+    from tamherd_jax.experiments.results import write_results
+    from tamherd_jax.experiments.runner import Experiment
+
+    directory, _ = finished_run
+    experiment = Experiment(get_preset("quick", member_epochs=1))
+    list(experiment.run())
+    write_results(experiment, tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == (directory / "results.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_report_needs_the_result_files_alone(finished_run, tmp_path, capsys):
+    directory, done = finished_run
+    for name in ("results.json", "curves.npz", "embeddings.npz"):
+        (tmp_path / name).write_bytes((directory / name).read_bytes())
+    cli.main(["report", str(tmp_path)])
+    printed = capsys.readouterr().out
+    table = [line for line in printed.splitlines() if line.startswith(("│ Cheetah", "│ Walker"))]
+    assert table
+    assert all(line in done.stdout for line in table)
+    assert (tmp_path / "figures" / "learning_curves.png").exists()
