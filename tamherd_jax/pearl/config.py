@@ -72,10 +72,8 @@ class PEARLConfig:
         for name, episodes in (("initial_steps", 1), ("prior_steps", 1), ("posterior_steps", 2)):
             steps = getattr(self, name)
             if steps < episodes * self.horizon or steps % self.horizon:
-                least = f"{episodes} x the horizon {self.horizon}"
-                raise ValueError(
-                    f"{name.replace('_', ' ')} must be a multiple of the horizon and at least {least}, not {steps}"
-                )
+                rule = f"a multiple of the horizon {self.horizon}, at least {episodes} of it"
+                raise ValueError(f"{name.replace('_', ' ')} must be {rule}, not {steps}")
         if self.replay_capacity < self.encoder_capacity:
             raise ValueError(f"replay capacity must be at least {self.encoder_capacity}, not {self.replay_capacity}")
 
