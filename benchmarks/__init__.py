@@ -1,0 +1,4 @@
+"""Benchmarks: run by hand, never timed in tests.
+
+An environment step is one action, whatever number of physics steps it takes.
+"""
