@@ -94,9 +94,8 @@ def main() -> None:
         ms = 1e3 * np.array(times) / options.steps
         spread = f"min {ms.min():6.2f}  median {np.median(ms):6.2f}  max {ms.max():6.2f} ms a step"
         rate = count * 1e3 / np.median(ms)
-        print(
-            f"{name:24s} compile {compiled:5.2f} s   {spread}   CPU {1e3 * busy / options.steps:.0f} ms   {rate:,.0f} steps/s in all"
-        )
+        cpu = f"CPU {1e3 * busy / options.steps:.0f} ms"
+        print(f"{name:24s} compile {compiled:5.2f} s   {spread}   {cpu}   {rate:,.0f} steps/s in all")
     print(f"PyTorch, two CPU cores, quoted: {QUOTED_PYTORCH_MS:.0f} ms; load average here {os.getloadavg()[0]:.1f}")
 
 

@@ -468,16 +468,20 @@ def test_herd_code_runs_on_pearl(ran):
     assert 0 < result.steps <= 3 * 2 * 10
 
 
-def test_an_epoch_of_ml2_mixes_bodies():
-    config = dataclasses.replace(TINY, gradient_steps=1)
-    task_set = ml2()
-    pearl = PEARL(Locomotion("mujoco"), draws=4, tasks=4, config=config)
-    state, metrics = jax.jit(pearl.train_epoch)(
-        jax.random.key(1), jax.jit(pearl.init)(jax.random.key(0)), task_set.tasks, jnp.ones(4) / 4
-    )
-    assert metrics.steps == pearl.steps_per_epoch
-    assert state.full.size.tolist() == [50] * 4
+def test_ml2_mixes_bodies():
+    """Both bodies in one program; a fallen walker's lane goes on."""
+    pearl = PEARL(Locomotion("mujoco"), draws=4, tasks=4, config=dataclasses.replace(TINY, horizon=100, **IN_HUNDREDS))
+    state = jax.jit(pearl.init)(jax.random.key(0))
+    state, metrics = jax.jit(pearl.prepare)(jax.random.key(1), state, ml2().tasks, jnp.ones(4) / 4)
+    assert state.full.size.tolist() == [200] * 4
+    assert metrics.steps == 800
     assert metrics.nonfinite == 0
+    falls = jnp.sum(state.full.experience.terminated, axis=1)
+    assert jnp.all(falls[:2] == 0), "a cheetah's episode is only ever cut"
+    assert jnp.all(falls[2:] > 2)
+
+
+IN_HUNDREDS = {"initial_steps": 200, "prior_steps": 200, "posterior_steps": 200}
 
 
 LEARNING = PEARLConfig(
