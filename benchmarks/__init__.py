@@ -1,4 +1,1 @@
-"""Benchmarks: run by hand, never timed in tests.
-
-An environment step is one action, whatever number of physics steps it takes.
-"""
+"""Benchmarks, one module a subject; each runs with `python -m benchmarks.<name>`."""

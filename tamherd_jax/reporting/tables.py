@@ -23,14 +23,15 @@ def seed_values(results: dict[str, Any], arm: str, body: str, statistic: str) ->
 
 
 def returns_table(results: dict[str, Any], statistic: str = "best") -> Table:
-    """Median over seeds of a statistic per body and arm, with the paper's number where it has one."""
+    """Median over seeds of a statistic per body and arm; the best epoch's with the paper's numbers (10 seeds) beside."""
     what = {"best": "best epoch", "final": "last epoch", "last5": "mean of the last five epochs"}[statistic]
-    seeds = results["config"]["seeds"]
-    table = Table(title=f"Return after adaptation, {what}, median of {seeds} seed{'s' * (seeds > 1)} (paper: 10 seeds)")
+    seeds, with_paper = results["config"]["seeds"], statistic == "best"  # the paper's statistic
+    table = Table(title=f"Return after adaptation, {what}, median of {seeds} seed{'s' * (seeds > 1)}")
     table.add_column("Body")
     for title in ARM_TITLES.values():
         table.add_column(title, justify="right")
-        table.add_column("paper", justify="right", style="dim")
+        if with_paper:
+            table.add_column("paper", justify="right", style="dim")
     ours_all: dict[str, list[float]] = {arm: [] for arm in ARM_TITLES}
     paper_all: dict[str, list[float]] = {arm: [] for arm in ARM_TITLES}
     for body in results["task_set"]["bodies"]:
@@ -40,11 +41,17 @@ def returns_table(results: dict[str, Any], statistic: str = "best") -> Table:
             ours_all[arm].append(ours)
             paper = PAPER_TABLE_1.get(body, {}).get(arm)
             paper_all[arm] += [] if paper is None else [paper]
-            cells += [f"{ours:.1f}", "" if paper is None else f"{paper:.1f}"]
+            cells += [f"{ours:.1f}", *_paper_cell(paper, with_paper)]
         table.add_row(*cells)
-    means = [value for arm in ARM_TITLES for value in (_mean(ours_all[arm]), _mean(paper_all[arm]))]
+    means: list[str] = []
+    for arm in ARM_TITLES:
+        means += [_mean(ours_all[arm]), *([_mean(paper_all[arm])] if with_paper else [])]
     table.add_row("Mean of bodies", *means, style="bold")
     return table
+
+
+def _paper_cell(value: float | None, shown: bool) -> list[str]:
+    return ([""] if value is None else [f"{value:.1f}"]) if shown else []
 
 
 def _mean(values: list[float]) -> str:
@@ -56,8 +63,8 @@ def clusters_table(results: dict[str, Any]) -> Table:
     table = Table(title="Clusters of training tasks (draws in each cluster) and assignment of test tasks")
     table.add_column("Seed", justify="right")
     for name in results["task_set"]["tasks"]:
-        table.add_column(name, justify="center")
-    for title in ("Rand index", "assigned right", "reward guard"):
+        table.add_column(name.replace("-", "\n"), justify="center")
+    for title in ("Rand\nindex", "assigned\nright", "reward\nguard"):
         table.add_column(title, justify="right")
     for row in results["clusters"]:
         counts = ["/".join(str(n) for n in row["tasks_in_cluster"][name]) for name in results["task_set"]["tasks"]]

@@ -30,7 +30,8 @@ class ProgressDisplay:
     def __init__(self, console: Console, log: Path, bodies: tuple[str, ...], modes: np.ndarray, total_work: int):
         self._console, self._bodies, self._modes = console, bodies, modes
         self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
-        self._remaining, self._speed, self._last = total_work, 0.0, time.perf_counter()
+        self._remaining, self._last = total_work, time.perf_counter()
+        self._speed, self._pace, self._settled = 0.0, 0.0, False
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[info]}"))
@@ -58,10 +59,14 @@ class ProgressDisplay:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         speed = event.steps / seconds
-        self._speed = speed if not self._speed else (1 - _SMOOTHING) * self._speed + _SMOOTHING * speed
         self._remaining -= event.work
-        pace = event.work / seconds
-        left = max(self._remaining, 0) / pace if pace else 0.0
+        # A stage's first line holds compilation, which says nothing of the lines to come.
+        if event.epoch > 1 or not self._speed:
+            weight = _SMOOTHING if self._settled else 1.0
+            self._speed += weight * (speed - self._speed)
+            self._pace += weight * (event.work / seconds - self._pace)
+            self._settled = event.epoch > 1
+        left = max(self._remaining, 0) / self._pace
         record = {
             "time": time.time(),
             "stage": event.stage,

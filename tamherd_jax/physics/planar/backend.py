@@ -1,0 +1,145 @@
+"""The planar dynamics as a physics backend: one flat kernel call, whatever `vmap`s it stands under."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import custom_batching
+
+from tamherd_jax.physics.base import PhysicsState
+from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
+from tamherd_jax.physics.planar.constants import PlanarTree, read_tree, stack_trees
+from tamherd_jax.physics.planar.dynamics import SolverOptions
+from tamherd_jax.physics.planar.kernel import Batch, chunked_step, is_literal, pallas_step, xla_step
+
+FORMS = ("auto", "xla", "pallas", "pallas-interpret")
+
+
+@functools.cache
+def body_table() -> PlanarTree:
+    """Constants of `BODIES`, a row each."""
+    return stack_trees([read_tree(load_model(body), frames) for body, frames in zip(BODIES, FRAME_SKIP, strict=True)])
+
+
+def planar_step(
+    table: PlanarTree,
+    body: jax.Array,
+    state: Batch,
+    control: jax.Array,
+    options: SolverOptions | None = None,
+    form: str = "auto",
+) -> Batch:
+    """One environment step of a flat batch of planar trees. Under `vmap` the new axis joins the batch.
+
+    Args:
+      table: constants of N bodies. JAX arrays are data (and may be batched under `vmap`, which appends rows); a few rows of
+        numpy arrays, as `read_tree` makes them, are compiled into the program, which is faster.
+      body: `[B]` int32 row of each lane.
+      state: positions, velocities and solver guesses, each `[B, dofs]` (m, rad, s); float32 or float64.
+      control: `[B, motors]`, clipped to each motor's range.
+      options: of the solver; Euler by default.
+      form: `"xla"`, `"pallas"` (NVIDIA GPUs), `"pallas-interpret"` (slow, for tests) or `"auto"`: the kernel where the program
+        runs on an NVIDIA GPU, XLA elsewhere.
+
+    Returns:
+      The next positions, velocities and guesses. A lane with a non-finite number, before or after, is all NaN.
+
+    Raises:
+      ValueError: for an unknown form, shapes that do not fit the table, or a tree that the kernel cannot do.
+    """
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r}; the forms are {', '.join(FORMS)}")
+    lanes = body.shape[0] if body.ndim == 1 else None
+    found = tuple(x.shape for x in (*state, control))
+    wanted = ((lanes, table.dofs),) * 3 + ((lanes, table.motors),)
+    if found != wanted:
+        raise ValueError(f"state and control have shapes {found}; this table needs {wanted}")
+    arguments = body.astype(jnp.int32), tuple(state), control
+    if is_literal(table):
+        return _batchable(options or SolverOptions(), form, _Literal(table))(None, *arguments)
+    return _batchable(options or SolverOptions(), form, None)(table, *arguments)
+
+
+class _Literal:
+    """A numpy table as a key of a cache: equal where its numbers are."""
+
+    def __init__(self, table: PlanarTree):
+        leaves, treedef = jax.tree.flatten(table)
+        self.table = table
+        self.key = (treedef, *((leaf.shape, leaf.tobytes()) for leaf in leaves))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Literal) and self.key == other.key
+
+
+@functools.lru_cache(maxsize=64)
+def _batchable(options: SolverOptions, form: str, literal: _Literal | None):
+    """The flat step with a batching rule that folds a new axis into the lanes; a literal table is not an argument."""
+
+    @custom_batching.custom_vmap
+    def step(table, body, state, control):
+        return _run(literal.table if literal else table, body, state, control, options, form)
+
+    @step.def_vmap
+    def fold(size, batched, table, body, state, control):
+        table_batched, *lanes_batched = batched
+        body, state, control = jax.tree.map(
+            lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape)),
+            (body, state, control), tuple(lanes_batched),
+        )
+        if any(jax.tree.leaves(table_batched)):
+            table, rows = _merge_tables(table, table_batched, size)
+            body = jnp.clip(body, 0, rows - 1) + rows * jnp.arange(size, dtype=body.dtype)[:, None]
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (body, state, control))
+        out = step(table, *flat)
+        return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out), (True, True, True)
+
+    return step
+
+
+def _merge_tables(table: PlanarTree, batched: PlanarTree, size: int) -> tuple[PlanarTree, int]:
+    """One table of `size * N` rows from a table some of whose fields have a leading axis `[size]`, and N."""
+    full = jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *jnp.shape(x))), table, batched)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), full), full.timestep.shape[1]
+
+
+def _run(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions, form: str) -> Batch:
+    """The chosen form on a flat batch."""
+    kernel, chunked, plain = (functools.partial(step, table, options=options) for step in (pallas_step, chunked_step, xla_step))
+    if form == "auto" and not table.chains & (table.chains - 1):
+        return jax.lax.platform_dependent(body, state, control, cuda=kernel, cpu=chunked, default=plain)
+    if form in ("auto", "xla"):
+        return jax.lax.platform_dependent(body, state, control, cpu=chunked, default=plain)
+    return pallas_step(table, body, state, control, options, interpret=form == "pallas-interpret")
+
+
+class PlanarPhysics:
+    """MuJoCo's dynamics of planar trees, compiled for the accelerator. See `planar_step` for the forms."""
+
+    name = "planar"
+
+    def __init__(self, form: str = "auto", options: SolverOptions | None = None, table: PlanarTree | None = None):
+        """A backend for the bodies of `table`, by default `BODIES`.
+
+        Args:
+          form: see `planar_step`.
+          options: of the solver.
+          table: constants, whose rows the `body` of `step` selects.
+
+        Raises:
+          ValueError: for an unknown form.
+        """
+        if form not in FORMS:
+            raise ValueError(f"unknown form {form!r}; the forms are {', '.join(FORMS)}")
+        self.form = form
+        self.options = options or SolverOptions()
+        self.table = body_table() if table is None else table
+
+    def step(self, body: jax.Array, state: PhysicsState, control: jax.Array) -> PhysicsState:
+        """See `tamherd_jax.physics.base.Physics.step`."""
+        lane = tuple(jnp.asarray(x)[None] for x in (state.q, state.qd, state.warmstart))
+        out = planar_step(self.table, jnp.asarray(body)[None], lane, jnp.asarray(control)[None], self.options, self.form)
+        return PhysicsState(q=out[0][0], qd=out[1][0], warmstart=out[2][0])

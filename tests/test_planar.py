@@ -1,0 +1,360 @@
+"""The planar physics against MuJoCo C: every kind of state, both forms, both integrators, and what keeps lanes apart."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from tamherd_jax.physics import parity
+from tamherd_jax.physics.base import PhysicsState, init_state
+from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
+from tamherd_jax.physics.planar import PlanarPhysics, SolverOptions, body_table, planar_step, read_tree, stack_trees
+
+STATES = 1800  # a body; the benchmark takes ten thousand and more
+EXACT = SolverOptions(iterations=50, line_search=20)
+EXACT_RK4 = SolverOptions(integrator="rk4", iterations=50, line_search=20)
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    """Double precision throughout: float32 is asked for by the arrays' dtype."""
+    with jax.enable_x64(True):
+        yield
+
+
+def _stepper(options, form="xla", table=None):
+    table = body_table() if table is None else table
+    return jax.jit(lambda body, state, control: planar_step(table, body, state, control, options, form))
+
+
+@pytest.fixture(scope="module")
+def float32_step():
+    return _stepper(SolverOptions())
+
+
+@pytest.fixture(scope="module")
+def interpreted_step():
+    """The kernel, interpreted; call it with 40 lanes: more than a block, and not a multiple of it."""
+    return _stepper(SolverOptions(), "pallas-interpret")
+
+
+@pytest.fixture(scope="module")
+def exact_step():
+    return _stepper(EXACT)
+
+
+@pytest.fixture(scope="module")
+def runge_kutta_step():
+    return _stepper(EXACT_RK4)
+
+
+@pytest.fixture(scope="module")
+def suite():
+    """Per body: all scenarios, concatenated, and the name of each state's."""
+    out = {}
+    for body in BODIES:
+        kinds = parity.scenarios(body, STATES, seed=3)
+        states = parity.States(*(np.concatenate(parts) for parts in zip(*kinds.values(), strict=True)))
+        out[body] = states, np.repeat(list(kinds), [len(kind.q) for kind in kinds.values()])
+    return out
+
+
+def _step(stepper, body, states, dtype):
+    """New positions and velocities of one body's states, in `dtype`."""
+    q, qd, control = (jnp.asarray(x, dtype) for x in states)
+    lanes = jnp.full(len(q), BODIES.index(body), jnp.int32)
+    new_q, new_qd, _ = stepper(lanes, (q, qd, jnp.zeros_like(qd)), control)
+    return np.asarray(new_q, np.float64), np.asarray(new_qd, np.float64)
+
+
+def _mixed(suite):
+    """Both bodies in turn, float32: body, state and control of `STATES` lanes."""
+    halves = [[x[:: 2] for x in suite[body][0]] for body in BODIES]
+    q, qd, control = (jnp.asarray(np.stack(p, 1).reshape(STATES, -1), jnp.float32) for p in zip(*halves, strict=True))
+    return jnp.arange(STATES, dtype=jnp.int32) % 2, (q, qd, jnp.zeros_like(qd)), control
+
+
+def _hopper_xml():
+    spec = importlib.util.find_spec("brax")
+    return (Path(next(iter(spec.submodule_search_locations))) / "envs" / "assets" / "hopper.xml").read_text()
+
+
+class TestParity:
+    @pytest.mark.parametrize("body", BODIES)
+    def test_float64_is_mujoco_to_rounding(self, exact_step, suite, body):
+        states, kinds = suite[body]
+        q, qd = _step(exact_step, body, states, jnp.float64)
+        wanted_q, wanted_qd = parity.reference(body, states)
+        error = parity.velocity_error(qd, wanted_qd)
+        assert error.max() <= 1e-9, kinds[error.argmax()]
+        np.testing.assert_allclose(q, wanted_q, atol=1e-9)
+
+    @pytest.mark.parametrize("body", BODIES)
+    def test_float32_with_the_default_options(self, float32_step, suite, body):
+        states, kinds = suite[body]
+        _, qd = _step(float32_step, body, states, jnp.float32)
+        error = parity.velocity_error(qd, parity.reference(body, states)[1])
+        assert np.quantile(error, 0.99) <= 1e-5, {kind: error[kinds == kind].max() for kind in np.unique(kinds)}
+        assert np.median(error) <= 1e-6
+        settled = parity.well_posed(body, states)
+        assert settled.mean() > 0.98
+        assert error[settled].max() <= 1e-3
+
+    @pytest.mark.parametrize("body", BODIES)
+    def test_runge_kutta(self, runge_kutta_step, suite, body):
+        states, _ = suite[body]
+        q, qd = _step(runge_kutta_step, body, states, jnp.float64)
+        wanted_q, wanted_qd = parity.reference(body, states, "rk4")
+        assert parity.velocity_error(qd, wanted_qd).max() <= 1e-9
+        np.testing.assert_allclose(q, wanted_q, atol=1e-9)
+        assert parity.velocity_error(parity.reference(body, states)[1], wanted_qd).max() > 1e-6  # Euler differs
+
+    def test_the_states_reach_every_limit_and_the_floor(self, suite):
+        for body in BODIES:
+            model, (states, _) = load_model(body), suite[body]
+            low, high = model.jnt_range[3:].T
+            assert ((states.q[:, 3:] < low).any(0) & (states.q[:, 3:] > high).any(0)).all()
+            data, touching = mujoco.MjData(model), 0
+            for pose in states.q:
+                data.qpos[:] = pose
+                mujoco.mj_forward(model, data)
+                touching += data.ncon > 0
+            assert touching > len(states.q) / 4
+
+    def test_warm_start_does_not_move_the_answer(self, exact_step, suite):
+        states, _ = suite["walker"]
+        q, qd, control = (jnp.asarray(x) for x in states)
+        lanes = jnp.ones(len(q), jnp.int32)
+        cold = exact_step(lanes, (q, qd, jnp.zeros_like(qd)), control)
+        misled = exact_step(lanes, (q, qd, 1e4 * jnp.ones_like(qd)), control)
+        np.testing.assert_allclose(cold[1], misled[1], rtol=1e-9, atol=1e-9)
+
+    def test_other_softness(self):
+        """Direct solref, other midpoint and power, impratio, margin, friction: all read from the model, all felt."""
+        spec = mujoco.MjSpec.from_string(_hopper_xml())
+        spec.option.impratio, spec.option.gravity = 3.0, [0.5, 0.0, -7.0]
+        for geom in spec.geoms:
+            geom.contype, geom.conaffinity = (0, 1) if geom.type == mujoco.mjtGeom.mjGEOM_PLANE else (1, 0)
+            geom.solref, geom.solimp = [-900.0, -40.0], [0.3, 0.9, 0.02, 0.3, 3.0]
+        for joint in spec.joints:
+            joint.solref_limit, joint.solimp_limit = [0.001, 0.7], [0.5, 0.97, 0.01, 0.4, 1.0]
+        _check_hopper(spec.compile())
+
+
+class TestForms:
+    def test_interpreted_kernel_is_the_xla_form(self, float32_step, interpreted_step, suite):
+        everything, everywhere, commands = _mixed(suite)
+        some = slice(None, None, STATES // 40)
+        lanes, state, control = everything[some], tuple(x[some] for x in everywhere), commands[some]
+        wanted = tuple(x[some] for x in float32_step(everything, everywhere, commands))
+        found = interpreted_step(lanes, state, control)
+        for x, y in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+        as_data = jax.tree.map(jnp.asarray, body_table())
+        step = jax.jit(lambda table: planar_step(table, lanes, state, control, SolverOptions(), "pallas-interpret"))
+        for x, y in zip(step(as_data), wanted, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("literal", [True, False])
+    def test_the_kernel_lowers_for_nvidia(self, literal):
+        table = body_table() if literal else jax.tree.map(jnp.asarray, body_table())
+        with jax.enable_x64(False):
+            lanes, state, control = jnp.zeros(100, int), (jnp.zeros((100, 9)),) * 3, jnp.zeros((100, 6))
+            step = jax.jit(lambda data, state: planar_step(table if literal else data, lanes, state, control))
+            lowered = step.trace(None if literal else table, state).lower(lowering_platforms=("cuda",))
+        assert "triton" in lowered.as_text()
+
+    def test_perturbed_masses_are_data(self, exact_step, suite):
+        """A row of the table with a heavier torso is MuJoCo's model with a heavier torso, in the same program."""
+        states = parity.States(*(x[:40] for x in suite["cheetah"][0]))
+        model = mujoco.MjSpec.from_string(_body_xml("cheetah")).compile()
+        model.body_mass[1] *= 2.0  # after compilation, so that the solver's constants stay
+        table = jax.tree.map(jnp.asarray, stack_trees([read_tree(load_model("cheetah"), 1), read_tree(model, 1)]))
+        state = jnp.asarray(states.q), jnp.asarray(states.qd), jnp.zeros((40, 9))
+        both = jax.jit(jax.vmap(lambda t, b: planar_step(t, b, state, jnp.asarray(states.control), EXACT, "xla"), (None, 0)))
+        out = both(table, jnp.arange(2)[:, None] * jnp.ones(40, int))
+        for row, made in enumerate((load_model("cheetah"), model)):
+            wanted = parity.simulate(parity.converged(made), states, 1)[:, -1, 9:]
+            assert parity.velocity_error(out[1][row], wanted).max() <= 1e-9
+        assert parity.velocity_error(out[1][0], np.asarray(out[1][1])).max() > 1e-3
+
+
+def _body_xml(body):
+    from tamherd_jax.physics import bodies
+
+    spec = mujoco.MjSpec.from_string(bodies._asset(bodies._XML[body]))
+    for geom in spec.geoms:
+        if geom.type != mujoco.mjtGeom.mjGEOM_PLANE:
+            geom.contype, geom.conaffinity = 1, 0
+    spec.compiler.settotalmass = -1.0
+    return spec.to_xml() if spec.compile() else ""
+
+
+def _check_hopper(model):
+    """A hopper's random states, upright and fallen, against MuJoCo C."""
+    rng = np.random.default_rng(0)
+    count = 200
+    q = np.zeros((count, 6))
+    q[:, 1], q[:, 2] = rng.uniform(-1.3, 0.1, count), rng.uniform(-1.5, 1.5, count)
+    q[:, 3:] = rng.uniform(*model.jnt_range[3:].T, (count, 3)) * 1.02
+    states = parity.States(q, rng.standard_normal((count, 6)), rng.uniform(-1.5, 1.5, (count, 3)))
+    wanted = parity.simulate(parity.converged(model), states, 4)[:, -1]
+    step = _stepper(EXACT, table=read_tree(model, 4))
+    found = step(jnp.zeros(count, jnp.int32), (jnp.asarray(q), jnp.asarray(states.qd), jnp.zeros((count, 6))), states.control)
+    assert parity.velocity_error(found[1], wanted[:, 6:]).max() <= 1e-9
+    np.testing.assert_allclose(found[0], wanted[:, :6], atol=1e-9)
+
+
+class TestData:
+    def test_hopper_is_a_matter_of_data(self):
+        _check_hopper(mujoco.MjModel.from_xml_string(_hopper_xml()))
+
+    def test_bodies_of_different_shape_do_not_share_a_table(self):
+        hopper = read_tree(mujoco.MjModel.from_xml_string(_hopper_xml()), 4)
+        with pytest.raises(ValueError, match="different shape"):
+            stack_trees([hopper, body_table()])
+
+
+class TestBatching:
+    def test_nested_vmap_is_one_flat_call(self, float32_step, suite):
+        lanes, (q, qd, guess), control = _mixed(suite)
+        physics = PlanarPhysics("xla")
+        wanted = float32_step(lanes, (q, qd, guess), control)
+
+        def nested(q, qd, control):
+            step = jax.vmap(jax.vmap(jax.vmap(physics.step)), in_axes=(None, 0, 0))
+            body = jnp.broadcast_to(jnp.arange(2), (9, 2))
+            return step(body, PhysicsState(q, qd, jnp.zeros_like(qd)), control)
+
+        shaped = [x.reshape(100, 9, 2, -1) for x in (q, qd, control)]
+        found = jax.jit(nested)(*shaped)
+        np.testing.assert_array_equal(found.q.reshape(STATES, 9), wanted[0])
+        np.testing.assert_array_equal(found.qd.reshape(STATES, 9), wanted[1])
+        np.testing.assert_array_equal(found.warmstart.reshape(STATES, 9), wanted[2])
+        calls = str(jax.make_jaxpr(nested)(*shaped)).count("custom_vmap_call")
+        assert calls <= 1
+
+    def test_under_scan_and_pmap(self, float32_step, suite):
+        physics = PlanarPhysics("xla")
+        lanes, state, control = _mixed(suite)
+
+        def episode(lanes, state, control):
+            step = jax.vmap(physics.step)
+            return jax.lax.scan(lambda s, _: (step(lanes, s, control), None), state, None, length=3)[0]
+
+        start = jax.vmap(init_state)(*state[:2])
+        found = jax.pmap(episode)(*jax.tree.map(lambda x: x[None], (lanes, start, control)))
+        for _ in range(3):
+            state = float32_step(lanes, state, control)
+        np.testing.assert_allclose(found.qd[0], state[1], rtol=1e-5, atol=1e-5)
+
+    def test_more_lanes_than_a_chunk(self, float32_step, suite):
+        lanes, state, control = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), _mixed(suite))
+        found = float32_step(lanes, state, control)
+        wanted = float32_step(*jax.tree.map(lambda x: x[:STATES], (lanes, state, control)))
+        np.testing.assert_allclose(found[1][:STATES], wanted[1], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found[1][STATES:], wanted[1][::-1], rtol=1e-4, atol=1e-4)
+
+    def test_a_lane_does_not_see_its_neighbours(self, float32_step, suite):
+        lanes, state, control = _mixed(suite)
+        wanted = float32_step(lanes, state, control)
+        order = np.random.default_rng(0).permutation(STATES)
+        again = float32_step(lanes[order], tuple(x[order] for x in state), control[order])
+        np.testing.assert_array_equal(again[1], wanted[1][order])
+
+    @pytest.mark.parametrize("form", ["xla", "pallas-interpret"])
+    def test_a_lane_that_is_not_finite_stays_in_its_lane(self, float32_step, interpreted_step, suite, form):
+        lanes, state, control = _mixed(suite)
+        wanted = [np.asarray(x) for x in float32_step(lanes, state, control)]
+        (q, qd, guess), control = [np.array(x) for x in state], np.array(control)
+        q[1, 4], qd[2, 0], control[5, 3], guess[7, 8], qd[11, 5] = np.nan, np.inf, np.nan, -np.inf, 3e37
+        step, some = (float32_step, slice(None)) if form == "xla" else (interpreted_step, slice(40))
+        found = step(lanes[some], (q[some], qd[some], guess[some]), control[some])
+        sick = np.isin(np.arange(STATES), [1, 2, 5, 7, 11])[some]
+        for x, y in zip(found, wanted, strict=True):
+            x, y = np.asarray(x), y[some]
+            assert np.isnan(x[sick]).all()
+            np.testing.assert_allclose(x[~sick], y[~sick], rtol=0 if form == "xla" else 1e-4, atol=0 if form == "xla" else 1e-4)
+
+
+class TestFreeFlight:
+    def test_momentum_and_energy(self):
+        """No floor in reach, no spring, damper or motor: horizontal momentum stays, the fall is g, energy drifts as O(h)."""
+        model = mujoco.MjSpec.from_string(_hopper_xml()).compile()
+        model.dof_damping[:], model.jnt_stiffness[:] = 0.0, 0.0
+        model.opt.timestep = 1e-4
+        step = _stepper(SolverOptions(integrator="rk4"), table=read_tree(model, 100))
+        q, v = np.array([0, 5.0, 0.3, -1.0, -1.2, 0.1]), np.array([1.0, 2.0, 3.0, -4.0, 2.0, 1.0])
+        q1, v1, _ = step(jnp.zeros(1, jnp.int32), (q[None], v[None], 0 * v[None]), jnp.zeros((1, 3)))
+        before, after = (_mechanics(model, *x) for x in ((q, v), (np.asarray(q1)[0], np.asarray(v1)[0])))
+        pull = [0, 0, -9.81 * 0.01 * model.body_mass.sum()]
+        np.testing.assert_allclose(after["momentum"], before["momentum"] + pull, atol=1e-8)
+        assert abs(after["energy"] - before["energy"]) < 1e-7 * abs(before["energy"])
+
+
+def _mechanics(model, q, v):
+    data = mujoco.MjData(model)
+    model.opt.enableflags |= int(mujoco.mjtEnableBit.mjENBL_ENERGY)
+    data.qpos[:], data.qvel[:] = q, v
+    mujoco.mj_forward(model, data)
+    mujoco.mj_subtreeVel(model, data)
+    return {"momentum": data.subtree_linvel[1] * model.body_mass.sum(), "energy": data.energy.sum()}
+
+
+_FOOT_MOTOR = '<motor ctrlrange="-1.0 1.0" gear="200.0" joint="foot_joint"/>'
+_FOOT = '<body name="foot"'
+REFUSALS = {
+    "tendons": ("</worldbody>", "</worldbody><tendon><fixed><joint joint='leg_joint' coef='1'/></fixed></tendon>"),
+    "elliptic": ("<option ", "<option cone='elliptic' "),
+    "integrator": ("<option ", "<option integrator='implicit' "),
+    "medium": ("<option ", "<option density='1.2' "),
+    "gravity out": ("<option ", "<option gravity='0 1 -9' "),
+    "condim 1": ("condim=\"3\" solimp", "condim=\"1\" solimp"),
+    "priority": ("condim=\"3\" solimp", "condim=\"3\" priority='1' solimp"),
+    "gap": ("margin=\"0.001\"", "margin=\"0.002\" gap='0.001'"),
+    "axis of joint leg_joint": ("pos=\"0 0 0.25\" axis=\"0 -1 0\"", "pos=\"0 0 0.25\" axis=\"0 -1 0.1\""),
+    "type of joint foot_joint": ("name=\"foot_joint\"", "name=\"foot_joint\" type=\"slide\""),
+    "body leg out of the plane": ("pos=\"0 0 -0.7\"", "pos=\"0 0.1 -0.7\""),
+    "limits on root joint rootz": ("type=\"slide\" armature=\"0\" damping=\"0\"/>\n      <joint name=\"rooty\"",
+                                   "type=\"slide\" range='-1 1' armature=\"0\" damping=\"0\"/>\n      <joint name=\"rooty\""),
+    "shape of geom foot_geom": ("size=\"0.06 0.195\"", "size=\"0.06 0.195 0.1\" _box_"),
+    "plain motors": (_FOOT_MOTOR, "<position joint='foot_joint' kp='2'/>"),
+    "2 actuators": (_FOOT_MOTOR, ""),
+    "body leg with 2 children": (_FOOT, "<body><joint axis='0 1 0' limited='false'/><geom size='.1'/></body>" + _FOOT),
+    "dry joint friction": ("armature=\"1\" damping", "frictionloss='0.1' armature=\"1\" damping"),
+    "contype": ("contype=\"0\" conaffinity=\"0\" condim", "contype=\"1\" conaffinity=\"1\" condim"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_refusals_name_the_first_unsupported_thing(what):
+    old, new = REFUSALS[what]
+    xml = _hopper_xml()
+    assert old in xml
+    xml = xml.replace(old, new)
+    if "_box_" in new:
+        xml = xml.replace("_box_", "").replace('0 0.1" quat="0.707107 0 -0.707107 0" type="capsule"', '0 0.1" type="box"')
+    if what.startswith("limits on"):
+        free = 'name="rootz" pos="0 0 0" axis="0 0 1" limited="false"'
+        xml = xml.replace(free, free.replace("false", "true"))
+    with pytest.raises(ValueError, match=f"^the planar physics does not support .*{what}") as refusal:
+        read_tree(mujoco.MjModel.from_xml_string(xml), 4)
+    assert "\n" not in str(refusal.value)
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match="unknown form 'cuda'"):
+        PlanarPhysics("cuda")
+    with pytest.raises(ValueError, match="unknown integrator"):
+        SolverOptions(integrator="heun")
+    with pytest.raises(ValueError, match="iterations"):
+        SolverOptions(iterations=0)
+    with pytest.raises(ValueError, match="frame_skip"):
+        read_tree(load_model("cheetah"), 0)
+    with pytest.raises(ValueError, match="shapes"):
+        planar_step(body_table(), jnp.zeros(2, int), (jnp.zeros((2, 9)),) * 3, jnp.zeros((2, 5)))
+    assert body_table().frames.tolist() == list(FRAME_SKIP)
