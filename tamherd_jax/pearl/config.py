@@ -33,7 +33,7 @@ class PEARLConfig:
         draw of the task, so a short run needs far less than oyster's million.
       deterministic_exploration: whether the exploration episodes of `adapt` take the mean action, as oyster's do.
       use_context: False holds the latent at 0 everywhere: soft actor-critic on the mixture of tasks, for comparison.
-      matmul_precision: of the gradient steps: `"highest"` float32, `"tensorfloat32"`, `"bfloat16"` (JAX's names).
+      matmul_precision: of all networks: `"highest"` float32, `"tensorfloat32"`, `"bfloat16"` (JAX's names).
     """
 
     horizon: int = 200

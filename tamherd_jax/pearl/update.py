@@ -83,7 +83,8 @@ class ContextualSAC:
 
     def belief(self, encoder: Any, context: Transition, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Posterior mean and variance `[Z]` of one task's latent given transitions `[C, ...]` of which `valid` `[C]` count."""
-        mean, var = self._encoder.apply(encoder, context.obs, context.action, context.reward)
+        with jax.default_matmul_precision(self.config.matmul_precision):
+            mean, var = self._encoder.apply(encoder, context.obs, context.action, context.reward)
         return product_of_gaussians(mean, var, valid)
 
     def latent(self, mean: jax.Array, var: jax.Array, noise: jax.Array) -> jax.Array:
@@ -93,7 +94,8 @@ class ContextualSAC:
 
     def gaussian(self, actor: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Pre-squashing mean and log standard deviation `[..., A]` at observations with the latent appended `[..., O + Z]`."""
-        return self._actor.apply(actor, obs)
+        with jax.default_matmul_precision(self.config.matmul_precision):
+            return self._actor.apply(actor, obs)
 
     def q_values(self, critic: Any, obs: jax.Array, action: jax.Array, latent: jax.Array) -> jax.Array:
         """`[2, ...]` both Q at `[..., O]`, `[..., A]`, `[..., Z]`."""
