@@ -58,8 +58,12 @@ def accuracy_rows(count: int, form: str, double: bool) -> Iterator[Row]:
 
 def _quantiles(error: np.ndarray, posed: np.ndarray) -> Row:
     return {
-        "count": len(error), "median": float(np.median(error)), "99%": float(np.quantile(error, 0.99)),
-        "worst": float(error.max()), "worst, well-posed": float(error[posed].max()), "ill-posed": int((~posed).sum()),
+        "count": len(error),
+        "median": float(np.median(error)),
+        "99%": float(np.quantile(error, 0.99)),
+        "worst": float(error.max()),
+        "worst, well-posed": float(error[posed].max()),
+        "ill-posed": int((~posed).sum()),
     }
 
 
@@ -82,8 +86,12 @@ def time_rollout(name: str, lanes: int, step: Callable, start: object, length: i
         best = min(best, time.perf_counter() - begun)
     bad = sum(int((~jnp.isfinite(x)).sum()) for x in jax.tree.leaves(end) if jnp.issubdtype(x.dtype, jnp.floating))
     return {
-        "backend": name, "lanes": lanes, "steps/s": lanes * length / best, "ms a step": best / length * 1e3,
-        "compile s": compile_s, "non-finite": bad,
+        "backend": name,
+        "lanes": lanes,
+        "steps/s": lanes * length / best,
+        "ms a step": best / length * 1e3,
+        "compile s": compile_s,
+        "non-finite": bad,
     }
 
 

@@ -37,7 +37,7 @@ class Run:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run directory. By default a new one under runs/."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """auto, mujoco (MuJoCo C) or mjx. By default auto: mujoco on a CPU, mjx on an accelerator."""
+    """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
     compilation_cache: Annotated[str, tyro.conf.arg(metavar="DIR")] = str(CACHE)
     """Directory that keeps compiled programs between runs, or "off"."""
 

@@ -21,7 +21,7 @@ def tamherd(*arguments, cwd=None):
         (["run", "--seeds", "-3"], "seeds must be at least 1, not -3"),
         (["run", "--seeds", "many"], "--seeds"),
         (["run", "--epochs", "0"], "member epochs must be at least 1, not 0"),
-        (["run", "--physics", "bullet"], "unknown physics backend 'bullet'; choose from auto, mujoco, mjx"),
+        (["run", "--physics", "bullet"], "unknown physics backend 'bullet'; choose from auto, mujoco, planar, mjx"),
         (["run", "--algorithm", "ppo"], "unknown algorithm 'ppo'"),
         (["run", "--first-seed", "-1"], "first seed must not be negative"),
         (["run", "--no-such-option"], "Unrecognized options: --no-such-option"),

@@ -147,12 +147,12 @@ def test_metrics_are_per_task_means_of_the_tasks_drawn():
     assert np.isnan(metrics.before[1])
     assert np.isnan(metrics.after[3])
     assert float(metrics.steps) == 2 * 6 * 3 * 5 == learner.steps_per_epoch
-    draw_key, before_key, _ = jax.random.split(jax.random.key(4), 3)
+    draw_key, collect_key = jax.random.split(jax.random.key(4))
     index = np.asarray(systematic_resample(draw_key, jnp.array([1.0, 0.0, 1.0, 0.0]), 6))
     drawn = take_tasks(tasks.tasks, index)
     episodes = jax.vmap(
         lambda k, task: collect_episodes(learner.env, lambda o, k: learner.act(state.params, o, k), task, k, 3, 5)
-    )(jax.random.split(before_key, 6), drawn)
+    )(jax.random.split(collect_key, (2, 6))[0], drawn)
     for n in (0, 2):
         np.testing.assert_allclose(metrics.before[n], np.asarray(episodes.returns)[index == n].mean(), rtol=1e-5)
 

@@ -123,7 +123,7 @@ def test_mjx_agrees_with_mujoco_step_for_step():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"unknown physics backend 'spring'; choose from auto, mujoco, mjx"):
+    with pytest.raises(ValueError, match=r"unknown physics backend 'spring'; choose from auto, mujoco, planar, mjx"):
         get_physics("spring")
     with pytest.raises(ValueError, match="unknown body 'ant'"):
         load_model("ant")

@@ -73,7 +73,7 @@ def _step(stepper, body, states, dtype):
 
 def _mixed(suite):
     """Both bodies in turn, float32: body, state and control of `STATES` lanes."""
-    halves = [[x[:: 2] for x in suite[body][0]] for body in BODIES]
+    halves = [[x[::2] for x in suite[body][0]] for body in BODIES]
     q, qd, control = (jnp.asarray(np.stack(p, 1).reshape(STATES, -1), jnp.float32) for p in zip(*halves, strict=True))
     return jnp.arange(STATES, dtype=jnp.int32) % 2, (q, qd, jnp.zeros_like(qd)), control
 
@@ -313,20 +313,22 @@ REFUSALS = {
     "integrator": ("<option ", "<option integrator='implicit' "),
     "medium": ("<option ", "<option density='1.2' "),
     "gravity out": ("<option ", "<option gravity='0 1 -9' "),
-    "condim 1": ("condim=\"3\" solimp", "condim=\"1\" solimp"),
-    "priority": ("condim=\"3\" solimp", "condim=\"3\" priority='1' solimp"),
-    "gap": ("margin=\"0.001\"", "margin=\"0.002\" gap='0.001'"),
-    "axis of joint leg_joint": ("pos=\"0 0 0.25\" axis=\"0 -1 0\"", "pos=\"0 0 0.25\" axis=\"0 -1 0.1\""),
-    "type of joint foot_joint": ("name=\"foot_joint\"", "name=\"foot_joint\" type=\"slide\""),
-    "body leg out of the plane": ("pos=\"0 0 -0.7\"", "pos=\"0 0.1 -0.7\""),
-    "limits on root joint rootz": ("type=\"slide\" armature=\"0\" damping=\"0\"/>\n      <joint name=\"rooty\"",
-                                   "type=\"slide\" range='-1 1' armature=\"0\" damping=\"0\"/>\n      <joint name=\"rooty\""),
-    "shape of geom foot_geom": ("size=\"0.06 0.195\"", "size=\"0.06 0.195 0.1\" _box_"),
+    "condim 1": ('condim="3" solimp', 'condim="1" solimp'),
+    "priority": ('condim="3" solimp', "condim=\"3\" priority='1' solimp"),
+    "gap": ('margin="0.001"', "margin=\"0.002\" gap='0.001'"),
+    "axis of joint leg_joint": ('pos="0 0 0.25" axis="0 -1 0"', 'pos="0 0 0.25" axis="0 -1 0.1"'),
+    "type of joint foot_joint": ('name="foot_joint"', 'name="foot_joint" type="slide"'),
+    "body leg out of the plane": ('pos="0 0 -0.7"', 'pos="0 0.1 -0.7"'),
+    "limits on root joint rootz": (
+        'type="slide" armature="0" damping="0"/>\n      <joint name="rooty"',
+        'type="slide" range=\'-1 1\' armature="0" damping="0"/>\n      <joint name="rooty"',
+    ),
+    "shape of geom foot_geom": ('size="0.06 0.195"', 'size="0.06 0.195 0.1" _box_'),
     "plain motors": (_FOOT_MOTOR, "<position joint='foot_joint' kp='2'/>"),
     "2 actuators": (_FOOT_MOTOR, ""),
     "body leg with 2 children": (_FOOT, "<body><joint axis='0 1 0' limited='false'/><geom size='.1'/></body>" + _FOOT),
-    "dry joint friction": ("armature=\"1\" damping", "frictionloss='0.1' armature=\"1\" damping"),
-    "contype": ("contype=\"0\" conaffinity=\"0\" condim", "contype=\"1\" conaffinity=\"1\" condim"),
+    "dry joint friction": ('armature="1" damping', "frictionloss='0.1' armature=\"1\" damping"),
+    "contype": ('contype="0" conaffinity="0" condim', 'contype="1" conaffinity="1" condim'),
 }
 
 

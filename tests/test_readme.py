@@ -39,3 +39,11 @@ def test_documented_options_and_presets_exist():
     options = set(re.findall(r"`--([a-z-]+)", README))
     assert {name.replace("-", "_") for name in options} <= set(Run.__dataclass_fields__)
     assert set(re.findall(r"`--preset ([a-z-]+)`", README)) == set(PRESETS)
+
+
+def test_every_public_name_loads():
+    import tamherd_jax
+
+    for name in tamherd_jax.__all__:
+        assert getattr(tamherd_jax, name) is not None
+    assert set(tamherd_jax.__all__) <= set(dir(tamherd_jax))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,14 @@ class Batch:
     valid: jax.Array
 
 
+class Outcome(NamedTuple):
+    """What is reported of episodes: returns, steps taken and whether they ended non-finite, each `[..., R]`."""
+
+    returns: jax.Array
+    steps: jax.Array
+    nonfinite: jax.Array
+
+
 class MAML:
     """Model-agnostic meta-learning with a trust-region outer step (Finn et al. 2017; garage `MAMLTRPO`; spec 1).
 
@@ -135,16 +143,24 @@ class MAML:
           tasks: leaves `[N, ...]`.
           weights: `[N]` the learner's distribution over tasks.
         """
-        draw_key, before_key, after_key = jax.random.split(key, 3)
+        draw_key, collect_key = jax.random.split(key)
         index = systematic_resample(draw_key, weights, self.meta_batch_size)
         drawn = take_tasks(tasks, index)
-        episodes = self.config.episodes_per_task
-        keys = jax.random.split(before_key, self.meta_batch_size), jax.random.split(after_key, self.meta_batch_size)
-        before = jax.vmap(lambda k, task: self._collect(k, state.params, task, episodes))(keys[0], drawn)
-        support = jax.vmap(lambda e: self._batch(state.value_params, e))(before)
-        adapted = jax.vmap(self._adapt, in_axes=(None, 0))(state.params, support)
-        after = jax.vmap(lambda k, p, task: self._collect(k, p, task, episodes))(keys[1], adapted, drawn)
-        query = jax.vmap(lambda e: self._batch(state.value_params, e))(after)
+
+        def phase(policies, keys):
+            """Episodes of every task with its own policy, and the policies adapted to them."""
+            episodes = jax.vmap(lambda k, p, task: self._collect(k, p, task, self.config.episodes_per_task))(
+                keys, policies, drawn
+            )
+            batch = jax.vmap(lambda e: self._batch(state.value_params, e))(episodes)
+            adapted = jax.vmap(self._adapt, in_axes=(None, 0))(state.params, batch)
+            return adapted, (batch, Outcome(episodes.returns, episodes.steps, episodes.nonfinite))
+
+        # One loop body for both sides: the physics is compiled once. The policies it ends with are not used.
+        keys = jax.random.split(collect_key, (2, self.meta_batch_size))
+        start = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.meta_batch_size, *leaf.shape)), state.params)
+        _, sides = jax.lax.scan(phase, start, keys)
+        (support, before), (query, after) = (jax.tree.map(lambda leaf, i=i: leaf[i], sides) for i in range(2))
         params, diagnostics = self._outer_step(state.params, support, query)
         return dataclasses.replace(state, params=params), _metrics(index, weights.size, before, after, diagnostics)
 
@@ -215,7 +231,7 @@ class MAML:
         }
 
 
-def _metrics(index: jax.Array, tasks: int, before: Episodes, after: Episodes, diagnostics: dict) -> EpochMetrics:
+def _metrics(index: jax.Array, tasks: int, before: Outcome, after: Outcome, diagnostics: dict) -> EpochMetrics:
     """Per-task means of an epoch over the tasks drawn, `index` `[M]`."""
     return EpochMetrics(
         before=mean_by_task(index, jnp.mean(before.returns, axis=1), tasks),

@@ -11,19 +11,20 @@ __all__ = ["BACKENDS", "BODIES", "FRAME_SKIP", "TIMESTEP", "Physics", "PhysicsSt
 
 BACKENDS = {
     "mujoco": "tamherd_jax.physics.mujoco_c:MujocoPhysics",
+    "planar": "tamherd_jax.physics.planar:PlanarPhysics",
     "mjx": "tamherd_jax.physics.mjx:MjxPhysics",
 }
 """Backend name -> module and class. A further backend is one more file and one more line."""
 
 
 def get_physics(name: str = "auto") -> Physics:
-    """Physics backend by name; `"auto"` is MuJoCo C on a CPU and MJX on an accelerator.
+    """Physics backend by name; `"auto"` is MuJoCo C on a CPU and the planar kernel on an accelerator.
 
     Raises:
       ValueError: if there is no such backend.
     """
     if name == "auto":
-        name = "mujoco" if jax.default_backend() == "cpu" else "mjx"
+        name = "mujoco" if jax.default_backend() == "cpu" else "planar"
     if name not in BACKENDS:
         raise ValueError(f"unknown physics backend {name!r}; choose from auto, {', '.join(BACKENDS)}")
     module, cls = BACKENDS[name].split(":")

@@ -84,8 +84,15 @@ def scenarios(body: str, count: int, seed: int = 0) -> dict[str, States]:
     """
     rng = np.random.default_rng(seed)
     kinds: dict[str, Callable[[str, int, np.random.Generator], States]] = {
-        "reset": _resets, "policy 0.1": _policy(0.1), "policy 0.5": _policy(0.5), "policy 1": _policy(1.0),
-        "fall": _falls, "on the back": _backs, "hard landing": _landings, "joint limits": _limits, "fast spin": _spins,
+        "reset": _resets,
+        "policy 0.1": _policy(0.1),
+        "policy 0.5": _policy(0.5),
+        "policy 1": _policy(1.0),
+        "fall": _falls,
+        "on the back": _backs,
+        "hard landing": _landings,
+        "joint limits": _limits,
+        "fast spin": _spins,
     }
     each = -(-count // len(kinds))
     return {name: _single(make(body, each, rng)) for name, make in kinds.items()}

@@ -9,6 +9,13 @@ from tamherd_jax.physics.planar.constants import PlanarTree, read_tree, stack_tr
 from tamherd_jax.physics.planar.dynamics import INTEGRATORS, SolverOptions
 
 __all__ = [
-    "FORMS", "INTEGRATORS", "PlanarPhysics", "PlanarTree", "SolverOptions", "body_table", "planar_step", "read_tree",
+    "FORMS",
+    "INTEGRATORS",
+    "PlanarPhysics",
+    "PlanarTree",
+    "SolverOptions",
+    "body_table",
+    "planar_step",
+    "read_tree",
     "stack_trees",
 ]

@@ -161,9 +161,7 @@ def link_motions(offsets: Sequence[Planar], rates: Vector) -> list[Motion]:
     motions = [Motion(rates[2], rates[0], rates[1])]
     for offset, rate in zip(offsets, rates[ROOT:], strict=True):
         parent = motions[-1]
-        motions.append(
-            Motion(parent.turn + rate, parent.x + parent.turn * offset.z, parent.z - parent.turn * offset.x)
-        )
+        motions.append(Motion(parent.turn + rate, parent.x + parent.turn * offset.z, parent.z - parent.turn * offset.x))
     return motions
 
 
@@ -211,7 +209,5 @@ def _shift(response: Response, offset: Planar) -> Response:
     """The same response seen from the parent's hinge, `offset` before the link's own."""
     turn_x = response.turn_x + offset.z * response.xx - offset.x * response.xz
     turn_z = response.turn_z + offset.z * response.xz - offset.x * response.zz
-    turn_turn = (
-        response.turn_turn + offset.z * (response.turn_x + turn_x) - offset.x * (response.turn_z + turn_z)
-    )
+    turn_turn = response.turn_turn + offset.z * (response.turn_x + turn_x) - offset.x * (response.turn_z + turn_z)
     return response._replace(turn_turn=turn_turn, turn_x=turn_x, turn_z=turn_z)

@@ -88,7 +88,8 @@ def _batchable(options: SolverOptions, form: str, literal: _Literal | None):
         table_batched, *lanes_batched = batched
         body, state, control = jax.tree.map(
             lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape)),
-            (body, state, control), tuple(lanes_batched),
+            (body, state, control),
+            tuple(lanes_batched),
         )
         if any(jax.tree.leaves(table_batched)):
             table, rows = _merge_tables(table, table_batched, size)

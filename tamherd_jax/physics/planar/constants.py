@@ -336,9 +336,7 @@ def _link(model: mujoco.MjModel, body: int) -> Link:
     mujoco.mju_quat2Mat(frame, model.body_iquat[body])
     inertia = frame.reshape(3, 3)[1] ** 2 @ model.body_inertia[body]
     angle = turn - axis * model.qpos0[joint]
-    return Link(
-        anchor[0], anchor[2], angle, axis, com[0], com[2], model.body_mass[body], inertia, _dof(model, joint, axis)
-    )
+    return Link(anchor[0], anchor[2], angle, axis, com[0], com[2], model.body_mass[body], inertia, _dof(model, joint, axis))
 
 
 def _drive(model: mujoco.MjModel, body: int) -> Drive:
@@ -346,9 +344,7 @@ def _drive(model: mujoco.MjModel, body: int) -> Drive:
     motor, axis = joint - 3, float(np.sign(model.jnt_axis[joint, 1]))
     lower, upper = sorted(axis * model.jnt_range[joint]) if model.jnt_limited[joint] else (-_FAR, _FAR)
     low, high = model.actuator_ctrlrange[motor] if model.actuator_ctrllimited[motor] else (-_FAR, _FAR)
-    limit = _soft(
-        model, model.jnt_solref[joint], model.jnt_solimp[joint], model.dof_invweight0[joint], model.jnt_margin[joint]
-    )
+    limit = _soft(model, model.jnt_solref[joint], model.jnt_solimp[joint], model.dof_invweight0[joint], model.jnt_margin[joint])
     gear = axis * model.actuator_gear[motor, 0] * model.actuator_gainprm[motor, 0]
     return Drive(lower, upper, limit, gear, low, high)
 

@@ -261,9 +261,7 @@ def _line_search(
     return lax.while_loop(lambda carry: (carry[0] < iterations) & (jnp.max(carry[1]) > 0), refine, start)[2]
 
 
-def _search_rows(
-    constraints: Constraints, at: Residual, along: Residual, scale: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _search_rows(constraints: Constraints, at: Residual, along: Residual, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Slope and curvature `[1, B]` of the constraints' cost at `scale` along a step."""
     limit_slopes, limit_curvatures, slopes, curvatures = [], [], [], []
     for limit, r, p in zip(constraints.limits, at.limits, along.limits, strict=True):
@@ -295,8 +293,7 @@ def _switched(constraints: Constraints, at: Residual, along: Residual, scale: ja
         return jnp.where((weight > 0) & ((before < 0) != (after < 0)), 1.0, 0.0).astype(before.dtype)
 
     limits = [
-        changes(limit.weight, r, r + scale * p)
-        for limit, r, p in zip(constraints.limits, at.limits, along.limits, strict=True)
+        changes(limit.weight, r, r + scale * p) for limit, r, p in zip(constraints.limits, at.limits, along.limits, strict=True)
     ]
     contacts = []
     for row, start, way in zip(constraints.contacts, at.contacts, along.contacts, strict=True):

@@ -138,8 +138,7 @@ def applied_forces(tree: PlanarTree, q: Vector, v: Vector, control: Vector) -> V
     """Springs, dampers and motors; `control` has one `[C, B]` a level of the chains."""
     dofs = (tree.slide_x, tree.slide_z, *(link.hinge for link in tree.links))
     passive = [
-        dof.stiffness * (dof.rest - position) - dof.damping * rate
-        for dof, position, rate in zip(dofs, q, v, strict=True)
+        dof.stiffness * (dof.rest - position) - dof.damping * rate for dof, position, rate in zip(dofs, q, v, strict=True)
     ]
     for level, (drive, command) in enumerate(zip(tree.drives, control, strict=True)):
         clipped = jnp.minimum(jnp.maximum(command, drive.control_low), drive.control_high)
@@ -150,8 +149,7 @@ def applied_forces(tree: PlanarTree, q: Vector, v: Vector, control: Vector) -> V
 def constraint_rows(tree: PlanarTree, pose: Pose, q: Vector, v: Vector) -> Constraints:
     """Joint limits and contacts with the floor at a state."""
     limits = tuple(
-        limit_row(drive, angle, rate, tree.quadratic)
-        for drive, angle, rate in zip(tree.drives, q[3:], v[3:], strict=True)
+        limit_row(drive, angle, rate, tree.quadratic) for drive, angle, rate in zip(tree.drives, q[3:], v[3:], strict=True)
     )
     contacts = []
     for level, (points, motion) in enumerate(zip(tree.contacts, link_motions(pose.offsets, v), strict=True)):
@@ -180,9 +178,7 @@ def acceleration(
     return a, inertia
 
 
-def euler_step(
-    tree: PlanarTree, state: State, control: Vector, active: jax.Array, options: SolverOptions
-) -> State:
+def euler_step(tree: PlanarTree, state: State, control: Vector, active: jax.Array, options: SolverOptions) -> State:
     """Semi-implicit Euler step with joint damping D treated implicitly: `(M + h D) a' = M a`, `v += h a'`, `q += h v`."""
     a, inertia = acceleration(tree, state, control, active, options)
     dofs = (tree.slide_x, tree.slide_z, *(link.hinge for link in tree.links))
@@ -225,9 +221,7 @@ def _replace(keep: jax.Array, state: Any, value: float) -> Any:
     return jax.tree.map(lambda x: jnp.where(keep, x, jnp.asarray(value, x.dtype)), state)
 
 
-def environment_step(
-    constants: Callable[[], PlanarTree], state: State, control: Vector, options: SolverOptions
-) -> State:
+def environment_step(constants: Callable[[], PlanarTree], state: State, control: Vector, options: SolverOptions) -> State:
     """Each lane's `frames` physics steps under one control; a lane that is not finite, before or after, is all NaN.
 
     Args:

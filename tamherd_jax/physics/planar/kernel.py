@@ -35,9 +35,7 @@ def is_literal(table: PlanarTree) -> bool:
     return table.rows <= _MOST_LITERAL_ROWS and all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(table))
 
 
-def xla_step(
-    table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions
-) -> Batch:
+def xla_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
     """One environment step of a batch, as elementwise XLA operations.
 
     Args:
@@ -62,9 +60,7 @@ def xla_step(
     return tuple(_join(x) for x in end)
 
 
-def chunked_step(
-    table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions
-) -> Batch:
+def chunked_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
     """`xla_step` on `CHUNK` lanes after another, whose arrays stay in a CPU's cache; arguments as of `xla_step`."""
     lanes = body.shape[0]
     if lanes <= CHUNK:
@@ -153,9 +149,7 @@ def _read_table(shapes: tuple, treedef: Any, rows: int, table_refs: Sequence, bo
     return replace(tree, frames=tree.frames.astype(jnp.int32))
 
 
-def _kernel(
-    read: Callable, chains: int, levels: int, rows: int, lanes: int, options: SolverOptions, *refs
-) -> None:
+def _kernel(read: Callable, chains: int, levels: int, rows: int, lanes: int, options: SolverOptions, *refs) -> None:
     """One block: reads its lanes, steps them, writes them."""
     *table_refs, body_ref, q_ref, v_ref, guess_ref, control_ref = refs[:-3]
     lane = jnp.minimum(pl.program_id(0) * BLOCK + jax.lax.iota(jnp.int32, BLOCK), lanes - 1)

@@ -54,17 +54,28 @@ def _options(model: mujoco.MjModel) -> Iterator[str]:
 
 def _features(model: mujoco.MjModel) -> Iterator[str]:
     counts = {
-        "equality constraints": "neq", "tendons": "ntendon", "contact pairs": "npair", "contact exclusions": "nexclude",
-        "flexes": "nflex", "plugins": "nplugin", "mocap bodies": "nmocap", "activations": "na",
+        "equality constraints": "neq",
+        "tendons": "ntendon",
+        "contact pairs": "npair",
+        "contact exclusions": "nexclude",
+        "flexes": "nflex",
+        "plugins": "nplugin",
+        "mocap bodies": "nmocap",
+        "activations": "na",
     }
     for what, field in counts.items():
         if getattr(model, field):
             yield what
     values = {
-        "dry joint friction": "dof_frictionloss", "gravity compensation": "body_gravcomp",
-        "nonlinear damping": "dof_dampingpoly", "nonlinear stiffness": "jnt_stiffnesspoly",
-        "actuator damping": "actuator_damping", "actuator armature": "actuator_armature", "adhesion": "geom_adhesion",
-        "moving surfaces": "geom_surfacevel", "limits on joint actuator forces": "jnt_actfrclimited",
+        "dry joint friction": "dof_frictionloss",
+        "gravity compensation": "body_gravcomp",
+        "nonlinear damping": "dof_dampingpoly",
+        "nonlinear stiffness": "jnt_stiffnesspoly",
+        "actuator damping": "actuator_damping",
+        "actuator armature": "actuator_armature",
+        "adhesion": "geom_adhesion",
+        "moving surfaces": "geom_surfacevel",
+        "limits on joint actuator forces": "jnt_actfrclimited",
         "delays": "actuator_delay",
     }
     for what, field in values.items():
