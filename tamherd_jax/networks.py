@@ -6,7 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+Initializer = Callable[..., jax.Array]
+
 MIN_LOG_STD = float(jnp.log(1e-6))
+TANH_LOG_STD_RANGE = (-20.0, 2.0)
+MIN_FACTOR_VARIANCE = 1e-7
 
 
 class MLP(nn.Module):
@@ -15,19 +19,25 @@ class MLP(nn.Module):
     Attributes:
       sizes: width of every layer, the output's included.
       activation: applied after every layer but the last.
-      kernel_init: initialiser of the weights; biases start at zero.
+      kernel_init: initialiser of the weights.
+      bias_init: initialiser of the biases.
+      last_init: initialiser of the last layer's weights and biases, where it differs.
     """
 
     sizes: Sequence[int]
     activation: Callable[[jax.Array], jax.Array] = nn.tanh
-    kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    bias_init: Initializer = nn.initializers.zeros
+    last_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Output `[..., sizes[-1]]` for inputs `[..., F]`."""
         for i, size in enumerate(self.sizes):
-            x = nn.Dense(size, kernel_init=self.kernel_init, name=f"layer_{i}")(x)
-            if i + 1 < len(self.sizes):
+            last = i + 1 == len(self.sizes)
+            inits = (self.last_init, self.last_init) if last and self.last_init else (self.kernel_init, self.bias_init)
+            x = nn.Dense(size, kernel_init=inits[0], bias_init=inits[1], name=f"layer_{i}")(x)
+            if not last:
                 x = self.activation(x)
         return x
 
@@ -68,3 +78,80 @@ class ValueNetwork(nn.Module):
     def __call__(self, obs: jax.Array) -> jax.Array:
         """Values `[...]` for observations `[..., O]`."""
         return MLP((*self.hidden_sizes, 1), name="value")(obs)[..., 0]
+
+
+class ContextEncoder(nn.Module):
+    """One transition's Gaussian factor of the belief about the task, `N(mean, diag var)`.
+
+    Attributes:
+      latent_size: Z.
+      hidden_sizes: widths of the relu layers.
+
+    Source: oyster `rlkit/torch/sac/agent.py` (variance `softplus`, at least 1e-7); spec 2.1.
+    """
+
+    latent_size: int
+    hidden_sizes: Sequence[int] = (200, 200, 200)
+
+    @nn.compact
+    def __call__(self, obs: jax.Array, action: jax.Array, reward: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance, each `[..., Z]`, for `[..., O]`, `[..., A]` and `[...]`."""
+        x = jnp.concatenate([obs, action, reward[..., None]], axis=-1)
+        mean, raw = jnp.split(_relu_mlp((*self.hidden_sizes, 2 * self.latent_size))(x), 2, axis=-1)
+        return mean, jnp.maximum(nn.softplus(raw), MIN_FACTOR_VARIANCE)
+
+
+class LatentCritic(nn.Module):
+    """Scalar function of observation, latent and, for Q, action: `Q(s, a, z)` or `V(s, z)`.
+
+    Attributes:
+      hidden_sizes: widths of the relu layers.
+    """
+
+    hidden_sizes: Sequence[int] = (300, 300, 300)
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        """Values `[...]` for inputs `[..., F_i]`, concatenated in the order given."""
+        return _relu_mlp((*self.hidden_sizes, 1))(jnp.concatenate(inputs, axis=-1))[..., 0]
+
+
+class TanhGaussianPolicy(nn.Module):
+    """Gaussian before the squashing of `a = tanh(u)`, `u ~ N(mean(s), diag exp(2 log_std(s)))`.
+
+    Attributes:
+      action_size: A.
+      hidden_sizes: widths of the relu layers shared by mean and log standard deviation.
+
+    Source: oyster `rlkit/torch/sac/policies.py` (last layers within 1e-3, log standard deviation clipped to [-20, 2]).
+    """
+
+    action_size: int
+    hidden_sizes: Sequence[int] = (300, 300, 300)
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log standard deviation, each `[..., A]`, for observations with the latent appended, `[..., O + Z]`."""
+        mean, log_std = jnp.split(_relu_mlp((*self.hidden_sizes, 2 * self.action_size), 1e-3)(obs), 2, axis=-1)
+        return mean, jnp.clip(log_std, *TANH_LOG_STD_RANGE)
+
+
+def _relu_mlp(sizes: Sequence[int], last_bound: float = 3e-3) -> MLP:
+    """PEARL's perceptron: hidden weights within `1 / sqrt(outputs)`, hidden biases 0.1, the last layer within `last_bound`."""
+    return MLP(
+        sizes,
+        activation=nn.relu,
+        kernel_init=nn.initializers.variance_scaling(1.0 / 3.0, "fan_out", "uniform"),
+        bias_init=nn.initializers.constant(0.1),
+        last_init=_symmetric_uniform(last_bound),
+        name="mlp",
+    )
+
+
+def _symmetric_uniform(bound: float) -> Initializer:
+    """Initialiser `U(-bound, bound)`."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

@@ -1,13 +1,14 @@
 """Environments, tasks and task sets. Importing this registers the environments with Brax."""
 
 from tamherd_jax.envs._brax import brax_envs
-from tamherd_jax.envs.episodes import Episodes, TaskEnv, collect_episode, collect_episodes
+from tamherd_jax.envs.episodes import Episodes, Lanes, TaskEnv, collect_episode, collect_episodes, collect_lane
 from tamherd_jax.envs.locomotion import Cheetah, Locomotion, Walker
-from tamherd_jax.envs.tasks import Task, TaskSet, ml2, systematic_resample, take_tasks
+from tamherd_jax.envs.tasks import Task, TaskSet, mean_by_task, ml2, systematic_resample, take_tasks
 
 __all__ = [
     "Cheetah",
     "Episodes",
+    "Lanes",
     "Locomotion",
     "Task",
     "TaskEnv",
@@ -15,6 +16,8 @@ __all__ = [
     "Walker",
     "collect_episode",
     "collect_episodes",
+    "collect_lane",
+    "mean_by_task",
     "ml2",
     "systematic_resample",
     "take_tasks",

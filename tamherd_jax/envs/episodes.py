@@ -1,4 +1,4 @@
-"""Collecting episodes: the only loop over time steps in the library."""
+"""Collecting episodes and lanes of them: the only loops over time steps in the library."""
 
 from __future__ import annotations
 
@@ -107,3 +107,77 @@ def collect_episodes(
 ) -> Episodes:
     """`episodes` independent episodes of one task: leaves `[R, T, ...]`. Arguments as in `collect_episode`."""
     return jax.vmap(lambda k: collect_episode(env, act, task, k, length))(jax.random.split(key, episodes))
+
+
+@struct.dataclass
+class Lanes(Episodes):
+    """T steps of lanes on which one episode follows another, every step valid unless it diverged.
+
+    As `Episodes`, but `nonfinite` counts a lane's diverged episodes, and `terminated` marks each step that ended one.
+
+    Attributes:
+      episode: `[..., T]` int32 number of the step's episode within its lane, from 0.
+    """
+
+    episode: jax.Array
+
+    @property
+    def returns(self) -> jax.Array:
+        """`[...]` undiscounted return of each lane's first episode, whole if the lane is as long as the time limit."""
+        return jnp.sum(jnp.where(self.episode == 0, self.rewards, 0.0), axis=-1)
+
+
+def collect_lane(
+    env: TaskEnv,
+    act: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    first: Any,
+    renew: Callable[[jax.Array, jax.Array], Any],
+    task: Any,
+    key: jax.Array,
+    length: int,
+    horizon: int,
+) -> Lanes:
+    """T steps of one task, with a fresh reset after every termination, divergence or time limit; `vmap` for more lanes.
+
+    Args:
+      env: the environment.
+      act: `(context, obs [O], key) -> action [A]`.
+      first: context (any pytree) of the first episode, such as PEARL's latent.
+      renew: `(key, number of the episode) -> context` of a later one.
+      task: one task, as the environment's `reset` takes it.
+      key: consumed.
+      length: T, static.
+      horizon: steps after which an episode is cut; that is no termination.
+
+    Returns:
+      `Lanes` with leaves `[T, ...]`.
+    """
+    reset_key, scan_key = jax.random.split(key)
+
+    def step(carry, step_key):
+        state, context, age, episode = carry
+        action_key, fresh_key, renew_key = jax.random.split(step_key, 3)
+        action = act(context, state.obs, action_key)
+        after = env.step(state, action)
+        sound = _sound(after, action)
+        record = _masked(sound, (state.obs, action, after.reward, after.obs, after.done))
+        over = (after.done > 0) | ~sound | (age + 1 >= horizon)
+        fresh = env.reset(fresh_key, task), renew(renew_key, episode + 1), jnp.zeros_like(age), episode + 1
+        carry = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, (after, context, age + 1, episode))
+        return carry, (record, sound.astype(after.reward.dtype), episode)
+
+    carry = env.reset(reset_key, task), first, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    _, (record, valid, episode) = jax.lax.scan(step, carry, jax.random.split(scan_key, length))
+    obs, actions, rewards, next_obs, terminated = record
+    return Lanes(obs, actions, rewards, next_obs, terminated, valid, jnp.sum(1.0 - valid), episode)
+
+
+def _sound(after: Any, action: jax.Array) -> jax.Array:
+    """Whether a step ended in a finite state, by the environment's own word and by what can be seen of it."""
+    finite = jnp.all(jnp.isfinite(action)) & jnp.all(jnp.isfinite(after.obs)) & jnp.isfinite(after.reward)
+    return finite & (after.metrics.get("nonfinite", jnp.zeros_like(after.done)) == 0)
+
+
+def _masked(sound: jax.Array, record: Any) -> Any:
+    """Zeros in place of a step that is not sound: 0 * nan would still reach a gradient."""
+    return jax.tree.map(lambda leaf: jnp.where(sound, leaf, jnp.zeros_like(leaf)), record)

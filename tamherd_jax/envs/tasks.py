@@ -108,3 +108,9 @@ def systematic_resample(key: jax.Array, weights: jax.Array, size: int) -> jax.Ar
     positions = (jnp.arange(size, dtype=weights.dtype) + u) / size
     last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.size), 0))
     return jnp.minimum(jnp.searchsorted(cumulative, positions, side="right"), last).astype(jnp.int32)
+
+
+def mean_by_task(index: jax.Array, values: jax.Array, tasks: int) -> jax.Array:
+    """`[N]` means of `values` `[M]` over the entries of each task, `index` `[M]`; NaN for a task with none."""
+    mine = jnp.arange(tasks)[:, None] == index[None]
+    return jnp.sum(jnp.where(mine, values[None], 0.0), axis=1) / jnp.sum(mine, axis=1)  # 0 / 0 = NaN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import struct
@@ -32,7 +32,8 @@ class EpochMetrics:
 class MetaLearner(Protocol):
     """Pure functions of one learner; the caller batches them with `vmap` over tasks, members, arms and seeds.
 
-    `State` is everything training carries on; `Policy` is what acts on one task after adaptation.
+    `State` is everything training carries on; `Policy` is what acts on one task after adaptation. A learner that trains on
+    stored experience is a `ReplayLearner` besides.
     """
 
     env: Any
@@ -65,4 +66,24 @@ class MetaLearner(Protocol):
 
     def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log standard deviation `[A]` of the (pre-squashing) Gaussian over actions, for the Fisher embedding."""
+        ...
+
+
+@runtime_checkable
+class ReplayLearner(Protocol):
+    """What a `MetaLearner` with stored experience has besides; ask with `isinstance`.
+
+    Its states are large: donate them to `train_epoch`, and keep snapshots of those that only probe or adapt.
+    """
+
+    def prepare(self, key: jax.Array, state: Any, tasks: Any, weights: jax.Array) -> tuple[Any, EpochMetrics]:
+        """Collect what the first epoch needs; called once, before it. Not counted in `steps_per_epoch`."""
+        ...
+
+    def snapshot(self, state: Any) -> Any:
+        """The part of a state that `probe` and `adapt` need."""
+        ...
+
+    def check_memory(self, learners: int, available: int | None = None) -> None:
+        """Refuse, with a ValueError of one line, more learners on a device than it can hold; called before `init`."""
         ...

@@ -11,7 +11,7 @@ from flax import struct
 
 from tamherd_jax.distributions import gaussian_kl, gaussian_log_prob, sample_gaussian
 from tamherd_jax.envs.episodes import Episodes, TaskEnv, collect_episodes
-from tamherd_jax.envs.tasks import systematic_resample, take_tasks
+from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
 from tamherd_jax.herd.learner import EpochMetrics
 from tamherd_jax.maml.advantages import (
     AdvantageScale,
@@ -233,15 +233,9 @@ class MAML:
 
 def _metrics(index: jax.Array, tasks: int, before: Outcome, after: Outcome, diagnostics: dict) -> EpochMetrics:
     """Per-task means of an epoch over the tasks drawn, `index` `[M]`."""
-    drawn = jnp.arange(tasks)[:, None] == index[None]
-
-    def per_task(episodes: Outcome) -> jax.Array:
-        total = jnp.sum(jnp.where(drawn, jnp.mean(episodes.returns, axis=1)[None], 0.0), axis=1)
-        return total / jnp.sum(drawn, axis=1)  # 0 / 0 = NaN marks a task that was not drawn
-
     return EpochMetrics(
-        before=per_task(before),
-        after=per_task(after),
+        before=mean_by_task(index, jnp.mean(before.returns, axis=1), tasks),
+        after=mean_by_task(index, jnp.mean(after.returns, axis=1), tasks),
         steps=jnp.sum(before.steps) + jnp.sum(after.steps),
         nonfinite=jnp.sum(before.nonfinite) + jnp.sum(after.nonfinite),
         diagnostics=diagnostics,

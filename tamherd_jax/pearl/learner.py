@@ -1,0 +1,337 @@
+"""PEARL as a `MetaLearner`: collection with and without a belief, replay, gradient steps, adaptation by inference."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from tamherd_jax.distributions import sample_gaussian
+from tamherd_jax.envs.episodes import Episodes, Lanes, TaskEnv, collect_episode, collect_lane
+from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
+from tamherd_jax.herd.learner import EpochMetrics
+from tamherd_jax.pearl import replay
+from tamherd_jax.pearl.config import PEARLConfig
+from tamherd_jax.pearl.replay import ReplayBuffer, Transition
+from tamherd_jax.pearl.update import Batch, ContextualSAC, Networks, TrainState
+
+BELIEFS_PER_LANE = 8
+"""Beliefs inferred ahead, each from its own context, for the episodes of a posterior lane; beyond, they come round again."""
+
+_MEMORY_SHARE = 0.9  # of the device; the rest is for networks, optimisers and the gradient steps
+
+
+@struct.dataclass
+class PEARLState:
+    """What training carries on.
+
+    Attributes:
+      train: parameters and optimisers.
+      full: replay of every transition, N rings of `replay_capacity`; None in a snapshot.
+      encoder: replay of the latest prior-phase transitions, from which contexts are drawn; None in a snapshot.
+    """
+
+    train: TrainState
+    full: Any
+    encoder: Any
+
+
+@struct.dataclass
+class PEARLPolicy:
+    """A policy adapted to one task: actor parameters and the latent `[Z]` it acts on."""
+
+    actor: Any
+    latent: jax.Array
+
+
+class PEARL:
+    """Probabilistic embeddings for actor-critic meta-RL (Rakelly et al. 2019; oyster; spec 2).
+
+    Beyond the `MetaLearner` protocol it has `prepare`, to be called once before the first epoch, and `snapshot`.
+
+    Its `Episodes` have the latent appended to observations, `[..., O + Z]`, and hold the actions before the squashing, so
+    that `distribution` at an episode's observations is what its actions were drawn from; `observed` undoes both.
+
+    Args:
+      env: a `TaskEnv` of actions within [-1, 1].
+      draws: D, task draws an epoch.
+      tasks: N, of the task set, whichever of them a learner's weights select.
+      config: settings.
+    """
+
+    def __init__(self, env: TaskEnv, draws: int, tasks: int, config: PEARLConfig = PEARLConfig()):  # noqa: B008 (frozen)
+        self.env, self.draws, self.tasks, self.config = env, draws, tasks, config
+        self.horizon = config.horizon
+        self._squashed = _Squashed(env)
+        self._sac = ContextualSAC(env.observation_size, env.action_size, config)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """`D (prior_steps + posterior_steps)`."""
+        return self.draws * (self.config.prior_steps + self.config.posterior_steps)
+
+    @property
+    def replay_bytes(self) -> int:
+        """Bytes of one learner's replay buffers."""
+        sizes = (self.config.replay_capacity, self.config.encoder_capacity)
+        example = jax.eval_shape(self._example)
+        return sum(replay.buffer_bytes(example, self.tasks, size) for size in sizes)
+
+    def check_memory(self, learners: int, available: int | None = None) -> None:
+        """Refuse more learners on a device than it can hold; call it before `init`.
+
+        Args:
+          learners: on one device. One copy of each is counted: donate the state to training, or an epoch holds two.
+          available: bytes of the device, asked of the first one if None.
+
+        Raises:
+          ValueError: one line with the sizes and what to change.
+        """
+        available = replay.device_memory() if available is None else available
+        if available is None:
+            return
+        available = int(_MEMORY_SHARE * available)
+        fitting = int(self.config.replay_capacity * available / (learners * self.replay_bytes))
+        advice = f"lower replay_capacity from {self.config.replay_capacity} to {fitting}, or train fewer seeds at once"
+        replay.check_memory(learners * self.replay_bytes, available, advice)
+
+    def init(self, key: jax.Array) -> PEARLState:
+        """Fresh parameters and empty replay buffers."""
+        c, example = self.config, self._example()
+        full = replay.init(example, self.tasks, c.replay_capacity)
+        return PEARLState(self._sac.init(key), full, replay.init(example, self.tasks, c.encoder_capacity))
+
+    def snapshot(self, state: PEARLState) -> PEARLState:
+        """The part that `probe`, `infer`, `adapt` need, without the replay buffers."""
+        return dataclasses.replace(state, full=None, encoder=None)
+
+    def prepare(self, key: jax.Array, state: PEARLState, tasks: Any, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
+        """`initial_steps` transitions of every task with a positive weight, acting on the prior, into both buffers.
+
+        A function of its own because under `vmap` a condition inside `train_epoch` would collect them anew every epoch.
+        Arguments and results as `train_epoch`; an epoch that starts unprepared trains on the tasks drawn so far.
+        """
+        lanes, wanted = self.config.initial_steps // self.horizon, weights > 0
+        collect = jax.vmap(lambda k, task: self._prior_lanes(k, state.train.params.actor, task, lanes))
+        steps = collect(jax.random.split(key, self.tasks), tasks)
+        steps = dataclasses.replace(steps, valid=jnp.where(wanted[:, None, None], steps.valid, 0.0))
+        index = jnp.arange(self.tasks)
+        state = dataclasses.replace(
+            state, full=self._add(state.full, index, steps), encoder=self._add(state.encoder, index, steps)
+        )
+        before = jnp.where(wanted, jnp.mean(steps.returns, axis=-1), jnp.nan)
+        nonfinite = jnp.sum(jnp.where(wanted[:, None], steps.nonfinite, 0.0))
+        return state, EpochMetrics(before, jnp.full_like(before, jnp.nan), jnp.sum(steps.valid), nonfinite, {})
+
+    def train_epoch(self, key: jax.Array, state: PEARLState, tasks: Any, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
+        """Collect from D task draws, all at once, then `gradient_steps` steps on replayed transitions.
+
+        Draws are independent given the policy, and so are a draw's episodes but for the belief: that of its posterior phase
+        comes from its own prior phase, which replaces the task's encoder buffer. So both phases run in parallel over draws.
+
+        Args:
+          key: consumed.
+          state: of one learner; donate it, or its buffers are copied.
+          tasks: leaves `[N, ...]`.
+          weights: `[N]` the learner's distribution over tasks.
+        """
+        draw_key, collect_key, train_key = jax.random.split(key, 3)
+        index = systematic_resample(draw_key, weights, self.draws)
+        collect = jax.vmap(self._collect, in_axes=(0, None, 0))
+        prior, posterior = collect(jax.random.split(collect_key, self.draws), state.train.params, take_tasks(tasks, index))
+        state = self._remember(state, index, prior, posterior)
+        train, losses = self._improve(train_key, state, weights)
+        metrics = EpochMetrics(
+            before=mean_by_task(index, jnp.mean(prior.returns, axis=1), self.tasks),
+            after=mean_by_task(index, jnp.mean(posterior.returns[:, 1:], axis=1), self.tasks),  # lane 0 had the prior
+            steps=jnp.sum(prior.steps) + jnp.sum(posterior.steps),
+            nonfinite=jnp.sum(prior.nonfinite) + jnp.sum(posterior.nonfinite),
+            diagnostics=losses,
+        )
+        return dataclasses.replace(state, train=train), metrics
+
+    def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log standard deviation `[..., A]` of the Gaussian before the squashing.
+
+        Args:
+          policy: a `PEARLPolicy`, or actor parameters alone.
+          obs: `[..., O]`, or with the latent appended, `[..., O + Z]`, for actor parameters alone.
+        """
+        if isinstance(policy, PEARLPolicy):
+            policy, obs = policy.actor, _append(obs, policy.latent)
+        return self._sac.gaussian(policy, obs)
+
+    def act(self, policy: PEARLPolicy, obs: jax.Array, key: jax.Array) -> jax.Array:
+        """Action `[A]`, the squashed mean: PEARL is tested without noise (spec 2.1)."""
+        del key
+        return jnp.tanh(self.distribution(policy, obs)[0])
+
+    def probe(self, key: jax.Array, state: PEARLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
+        """Actor parameters, and stochastic episodes of one task, each on its own latent from the prior."""
+        actor = state.train.params.actor
+        return actor, self._explore(key, actor, task, episodes, deterministic=False)
+
+    def infer(self, state: PEARLState, episodes: Episodes) -> tuple[jax.Array, jax.Array]:
+        """Posterior mean and variance `[Z]` of one task's latent given all valid steps of this learner's `episodes`."""
+        return self._sac.belief(state.train.params.encoder, *replay.to_transitions(self.observed(episodes)))
+
+    def adapt(self, key: jax.Array, state: PEARLState, task: Any, episodes: int) -> tuple[PEARLPolicy, Episodes]:
+        """The policy on a latent drawn from the posterior after `episodes` episodes on latents from the prior, and these."""
+        explore_key, latent_key = jax.random.split(key)
+        actor = state.train.params.actor
+        experience = self._explore(explore_key, actor, task, episodes, self.config.deterministic_exploration)
+        return PEARLPolicy(actor, self._draw_latent(latent_key, *self.infer(state, experience))), experience
+
+    def observed(self, episodes: Episodes) -> Episodes:
+        """What the environment saw and did: observations without the latent, actions squashed."""
+        size = self.env.observation_size
+        return dataclasses.replace(
+            episodes, obs=episodes.obs[..., :size], next_obs=episodes.next_obs[..., :size], actions=jnp.tanh(episodes.actions)
+        )
+
+    def _example(self) -> Transition:
+        """A transition of zeros, for its shapes."""
+        obs, scalar = jnp.zeros(self.env.observation_size), jnp.zeros(())
+        return Transition(obs, jnp.zeros(self.env.action_size), scalar, obs, scalar)
+
+    def _draw_latent(self, key: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        return self._sac.latent(mean, var, jax.random.normal(key, mean.shape, mean.dtype))
+
+    def _prior(self, *shape: int) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance `[*shape, Z]` of the belief before any experience."""
+        return jnp.zeros((*shape, self.config.latent_size)), jnp.ones((*shape, self.config.latent_size))
+
+    def _explore(self, key: jax.Array, actor: Any, task: Any, episodes: int, deterministic: bool) -> Episodes:
+        """Episodes `[E, T, ...]` of one task, each on a latent from the prior; see the class for what they hold."""
+
+        def episode(key):
+            latent_key, key = jax.random.split(key)
+            policy = PEARLPolicy(actor, self._draw_latent(latent_key, *self._prior()))
+
+            def act(obs, k):
+                mean, log_std = self.distribution(policy, obs)
+                return mean if deterministic else sample_gaussian(k, mean, log_std)
+
+            steps = collect_episode(self._squashed, act, task, key, self.horizon)
+            return dataclasses.replace(
+                steps, obs=_append(steps.obs, policy.latent), next_obs=_append(steps.next_obs, policy.latent)
+            )
+
+        return jax.vmap(episode)(jax.random.split(key, episodes))
+
+    def _collect(self, key: jax.Array, params: Networks, task: Any) -> tuple[Lanes, Lanes]:
+        """Both phases of one task draw, lanes `[prior_steps / T, T, ...]` and `[posterior_steps / T, T, ...]`."""
+        prior_key, context_key, posterior_key = jax.random.split(key, 3)
+        prior = self._prior_lanes(prior_key, params.actor, task, self.config.prior_steps // self.horizon)
+        lanes = self.config.posterior_steps // self.horizon
+        mean, var = self._beliefs(context_key, params.encoder, prior, lanes * BELIEFS_PER_LANE)
+        later = jax.tree.map(lambda leaf: leaf.reshape(lanes, BELIEFS_PER_LANE, -1), (mean, var))
+        # A lane's first episode acts on a belief of its own, but the phase's very first still on the prior, as oyster's does.
+        first = jax.tree.map(lambda prior, x: x[:, 0].at[0].set(prior), self._prior(), later)
+        return prior, self._lanes(posterior_key, params.actor, task, first, later)
+
+    def _beliefs(self, key: jax.Array, encoder: Any, prior: Lanes, count: int) -> tuple[jax.Array, jax.Array]:
+        """`count` beliefs `[count, Z]` about a task, each from its own context drawn from the draw's prior phase."""
+        steps, valid = replay.to_transitions(self.observed(prior))
+        ring = replay.init(self._example(), 1, valid.size)
+        ring = replay.add(ring, steps, jnp.zeros(valid.size, jnp.int32), valid)
+
+        def belief(key):
+            context = replay.sample(ring, key, jnp.zeros((), jnp.int32), self.config.context_size)
+            return self._sac.belief(encoder, context)
+
+        return jax.vmap(belief)(jax.random.split(key, count))
+
+    def _prior_lanes(self, key: jax.Array, actor: Any, task: Any, lanes: int) -> Lanes:
+        """Lanes `[lanes, T, ...]` of one task whose episodes all act on the prior."""
+        return self._lanes(key, actor, task, self._prior(lanes), self._prior(lanes, 1))
+
+    def _lanes(self, key: jax.Array, actor: Any, task: Any, first: Any, later: Any) -> Lanes:
+        """Lanes of one task with stochastic actions, every episode on a fresh latent.
+
+        `first` is mean and variance `[lanes, Z]` of the belief that each lane's first episode acts on, `later` `[lanes, P, Z]`
+        of those of the episodes after it, in turn.
+        """
+
+        def lane(key, first, later):
+            latent_key, key = jax.random.split(key)
+
+            def renew(k, episode):
+                return self._draw_latent(k, *(leaf[(episode - 1) % leaf.shape[0]] for leaf in later))
+
+            def act(latent, obs, k):
+                return sample_gaussian(k, *self.distribution(PEARLPolicy(actor, latent), obs))
+
+            start = self._draw_latent(latent_key, *first)
+            return collect_lane(self._squashed, act, start, renew, task, key, self.horizon, self.horizon)
+
+        return jax.vmap(lane)(jax.random.split(key, first[0].shape[0]), first, later)
+
+    def _add(self, buffer: Any, index: jax.Array, lanes: Lanes) -> ReplayBuffer:
+        """Append the lanes `[D, lanes, T, ...]` of the tasks `index` `[D]`."""
+        steps, valid = replay.to_transitions(self.observed(lanes))
+        return replay.add(buffer, steps, jnp.repeat(index, valid.size // index.size), valid)
+
+    def _remember(self, state: PEARLState, index: jax.Array, prior: Lanes, posterior: Lanes) -> PEARLState:
+        """Both phases into the full buffer; each task's last prior phase in place of what its encoder buffer held."""
+        full = self._add(self._add(state.full, index, prior), index, posterior)
+        drawn = jnp.any(index[None] == jnp.arange(self.tasks)[:, None], axis=1)
+        last = jnp.append(index[1:] != index[:-1], True)  # `index` ascends
+        prior = dataclasses.replace(prior, valid=jnp.where(last[:, None, None], prior.valid, 0.0))
+        return dataclasses.replace(state, full=full, encoder=self._add(replay.clear(state.encoder, drawn), index, prior))
+
+    def _improve(self, key: jax.Array, state: PEARLState, weights: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        """An epoch's gradient steps, and the mean of each loss over them."""
+        weights = jnp.where(replay.filled(state.full) & replay.filled(state.encoder), weights, 0.0)
+
+        def step(train, step_key):
+            return self._sac.step(train, self._batch(step_key, state, weights))
+
+        train, losses = jax.lax.scan(step, state.train, jax.random.split(key, self.config.gradient_steps))
+        return train, jax.tree.map(jnp.mean, losses)
+
+    def _batch(self, key: jax.Array, state: PEARLState, weights: jax.Array) -> Batch:
+        """A meta-batch of M tasks drawn with replacement in proportion to `weights` `[N]`."""
+        c = self.config
+        task_key, context_key, data_key, latent_key, action_key = jax.random.split(key, 5)
+        index = jax.random.choice(task_key, self.tasks, (c.meta_batch_size,), p=weights)
+
+        def draw(key, buffer, size):
+            keys = jax.random.split(key, c.meta_batch_size)
+            return jax.vmap(replay.sample, in_axes=(None, 0, 0, None))(buffer, keys, index, size)
+
+        return Batch(
+            context=draw(context_key, state.encoder, c.context_size),
+            transitions=draw(data_key, state.full, c.batch_size),
+            latent_noise=jax.random.normal(latent_key, (c.meta_batch_size, c.latent_size)),
+            action_noise=jax.random.normal(action_key, (c.meta_batch_size, c.batch_size, self.env.action_size)),
+        )
+
+
+class _Squashed:
+    """An environment whose actions are squashed by tanh on the way in."""
+
+    def __init__(self, env: TaskEnv):
+        self._env = env
+
+    def reset(self, rng: jax.Array, task: Any) -> Any:
+        return self._env.reset(rng, task)
+
+    def step(self, state: Any, action: jax.Array) -> Any:
+        return self._env.step(state, jnp.tanh(action))
+
+    @property
+    def observation_size(self) -> Any:
+        return self._env.observation_size
+
+    @property
+    def action_size(self) -> int:
+        return self._env.action_size
+
+
+def _append(obs: jax.Array, latent: jax.Array) -> jax.Array:
+    """`[..., O]` and `[Z]` to `[..., O + Z]`."""
+    return jnp.concatenate([obs, jnp.broadcast_to(latent, (*obs.shape[:-1], latent.shape[-1]))], axis=-1)

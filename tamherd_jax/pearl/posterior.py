@@ -1,0 +1,39 @@
+"""The belief about a task: a product of Gaussian factors, one for each transition seen."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def product_of_gaussians(mean: jax.Array, var: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Normalised product of n diagonal Gaussians: `1/v = sum_n 1/v_n`, `m = v sum_n m_n/v_n`.
+
+    Args:
+      mean: `[n, Z]` of the factors.
+      var: `[n, Z]` of the factors.
+      valid: `[n]` 1 for the factors that count, all if None.
+
+    Returns:
+      Mean and variance, each `[Z]`; of the prior N(0, I) where no factor counts. There is no prior factor otherwise.
+
+    Source: oyster `rlkit/torch/sac/agent.py`; Rakelly et al. (2019), equation 4.
+    """
+    precision = 1.0 / var
+    if valid is not None:
+        precision = jnp.where(valid[:, None] > 0, precision, 0.0)
+        mean = jnp.where(valid[:, None] > 0, mean, 0.0)
+    total = jnp.sum(precision, axis=0)
+    known = total > 0
+    scale = 1.0 / jnp.where(known, total, 1.0)
+    return jnp.where(known, scale * jnp.sum(precision * mean, axis=0), 0.0), scale
+
+
+def kl_from_prior(mean: jax.Array, var: jax.Array) -> jax.Array:
+    """Divergence `KL(N(mean, diag var) || N(0, I)) = sum_z (var + mean^2 - 1 - log var) / 2`, `[..., Z]` to `[...]`."""
+    return 0.5 * jnp.sum(var + mean**2 - 1.0 - jnp.log(var), axis=-1)
+
+
+def latent_from_noise(mean: jax.Array, var: jax.Array, noise: jax.Array) -> jax.Array:
+    """Reparameterised draw `z = mean + sqrt(var) noise` with standard normal `noise`, all `[..., Z]`."""
+    return mean + jnp.sqrt(var) * noise
