@@ -223,7 +223,7 @@ class Experiment:
         faults = _flatten(np.concatenate([self.faults(arm, size) for arm, size in zip(arms, sizes, strict=True)], 1))
         program = self._train_program(learner)
         out = program(keys, np.uint32(epoch), states, self.task_set.tasks, flat_weights, faults)
-        states, metrics, faults = jax.tree.map(lambda leaf: leaf.reshape(seeds, -1, *leaf.shape[1:]), out)
+        states, metrics, faults = jax.tree.map(lambda leaf: leaf.reshape(seeds, sum(sizes), *leaf.shape[1:]), out)
         for arm, stop in zip(arms, np.cumsum(sizes), strict=True):
             rows = slice(stop - sizes[arms.index(arm)], stop)
             self.states[arm] = jax.tree.map(lambda leaf, rows=rows: leaf[:, rows], states)
@@ -340,4 +340,4 @@ def _is_float(leaf: Any) -> bool:
 
 def _flatten(leaf: Any) -> Any:
     """`[S, A, ...]` to `[S A, ...]`."""
-    return leaf.reshape(-1, *leaf.shape[2:])
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
