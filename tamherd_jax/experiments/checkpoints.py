@@ -190,15 +190,16 @@ def _check_description(experiment: Experiment, meta: Any, where: Path) -> None:
 def _check_manifest(experiment: Experiment, meta: dict[str, Any], where: Path) -> None:
     """Check names, shapes and dtypes before anything is read."""
     done, manifest = meta["facts"]["done"], meta["arrays"]
-    expected = expected_arrays(experiment, done)
-    rest = {name for name in manifest if not name.startswith("curves/")}
-    if rest != set(expected):
-        raise ValueError(f"checkpoint {where} has another tree: {min(rest ^ set(expected))} is in one of the two only")
-    for name, (shape, dtype) in expected.items():
-        entry = manifest[name]
-        if (tuple(entry["shape"]), entry["dtype"]) != (shape, dtype):
-            theirs = f"{entry['dtype']} {tuple(entry['shape'])}"
-            raise ValueError(f"checkpoint {where}: {name} is {theirs}, not {dtype} {shape}")
+    left = {name for name in manifest if not name.startswith("curves/")}
+    for name, shape, dtype in expected_arrays(experiment, done):
+        if name not in left:
+            raise ValueError(f"checkpoint {where} has another tree: {name} is missing")
+        left.remove(name)
+        theirs = tuple(manifest[name]["shape"]), manifest[name]["dtype"]
+        if theirs != (shape, dtype):
+            raise ValueError(f"checkpoint {where}: {name} is {theirs[1]} {theirs[0]}, not {dtype} {shape}")
+    if left:
+        raise ValueError(f"checkpoint {where} has another tree: nothing here is called {min(left)}")
     try:
         curves = {name: tuple(entry["shape"]) for name, entry in manifest.items() if name.startswith("curves/")}
         check_curves(experiment, done, curves)

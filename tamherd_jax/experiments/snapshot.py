@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,13 +53,11 @@ def join_snapshots(parts: Sequence[Snapshot]) -> Snapshot:
     return Snapshot(arrays, {**facts, "done": parts[0].facts["done"]})
 
 
-def expected_arrays(experiment: Experiment, done: dict[str, int]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of every array but the curves that a snapshot of this experiment holds after `done`."""
-    return {
-        name: (tuple(leaf.shape), str(leaf.dtype))
-        for prefix, tree in _templates(experiment, done).items()
-        for name, leaf in _named_shapes(prefix, tree).items()
-    }
+def expected_arrays(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and dtype of every array but the curves that a snapshot of this experiment holds after `done`."""
+    for prefix, tree in _templates(experiment, done):
+        for name, leaf in _named_shapes(prefix, tree).items():
+            yield name, tuple(leaf.shape), str(leaf.dtype)
 
 
 def check_curves(experiment: Experiment, done: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -79,7 +77,7 @@ def apply_snapshot(experiment: Experiment, snapshot: Snapshot) -> None:
     done, arrays = snapshot.facts["done"], snapshot.arrays
     names = [name for name in arrays if name.startswith("curves/")]
     experiment.curves = {name.removeprefix("curves/"): list(np.moveaxis(arrays[name], 1, 0)) for name in names}
-    for prefix, tree in _templates(experiment, done).items():
+    for prefix, tree in _templates(experiment, done):
         if prefix == "labels" or any(name not in arrays for name in _named_shapes(prefix, tree)):
             continue
         restored = _unnamed(prefix, tree, arrays)
@@ -96,20 +94,19 @@ def apply_snapshot(experiment: Experiment, snapshot: Snapshot) -> None:
     experiment.done = dict(done)
 
 
-def _templates(experiment: Experiment, done: dict[str, int]) -> dict[str, Any]:
-    """Prefix of names -> tree of shapes, for what exists after `done`."""
+def _templates(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
+    """Prefix of names and tree of shapes of what exists after `done`; states first, what is computed from them after."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     one = jax.eval_shape(experiment.init_one, key)
     seeds = len(experiment.seeds)
-    templates: dict[str, Any] = {"states/single": _batched(one, seeds, 1)}
-    if done["embeddings"]:
-        labels = jax.ShapeDtypeStruct((seeds, len(experiment.embedded_index)), np.int64)
-        templates |= {"states/probe": _batched(one, seeds), "labels": labels}
-        templates["embedded"] = _batched(jax.eval_shape(experiment.embed_one, key, one), seeds)
+    yield "states/single", _batched(one, seeds, 1)
     if done["herd and oracle"]:
-        templates["states/oracle"] = _batched(one, seeds, experiment.modes)
-        templates["states/herd"] = _batched(one, seeds, experiment.members)
-    return templates
+        yield "states/oracle", _batched(one, seeds, experiment.modes)
+        yield "states/herd", _batched(one, seeds, experiment.members)
+    if done["embeddings"]:
+        yield "states/probe", _batched(one, seeds)
+        yield "labels", jax.ShapeDtypeStruct((seeds, len(experiment.embedded_index)), np.int64)
+        yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, one), seeds)
 
 
 def _batched(tree: Any, *axes: int) -> Any:
@@ -136,7 +133,7 @@ def _unnamed(prefix: str, template: Any, arrays: dict[str, np.ndarray]) -> Any:
 
     def restore(path: Any, leaf: Any) -> Any:
         array = jnp.asarray(arrays[_name(prefix, path)])
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+        return jax.random.wrap_key_data(array) if _is_key(leaf) else array
 
     return jax.tree_util.tree_map_with_path(restore, template)
 
