@@ -38,7 +38,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, every: float = 60.0, warn: Callable[[str], None] = lambda line: None):
-        self.directory, self.every, self._warn = directory.absolute(), every, warn
+        self.directory, self.every, self.warn = directory.absolute(), every, warn
         self._last = time.monotonic()
         self._pending: int | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many kinds; training must outlive all of them
             self._pending = None
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self._warn(f"checkpoint {step} could not be written, earlier ones stay: {reason}")
+            self.warn(f"checkpoint {step} could not be written, earlier ones stay: {reason}")
             # A manager whose write failed believes in its checkpoint; a new one reads the directory and clears the remains.
             with contextlib.suppress(Exception), _quiet():
                 self._manager.close()
