@@ -25,5 +25,6 @@ def toy_config(**changes):
     return ExperimentConfig(**(settings | changes))
 
 
-def toy_experiment(config=None, seeds=2, **options):
-    return Experiment(toy_config(seeds=seeds) if config is None else config, PointMass(), point_tasks(), **options)
+def toy_experiment(config=None, seeds=2, own_seeds=None, **options):
+    config = toy_config(seeds=seeds) if config is None else config
+    return Experiment(config, PointMass(), point_tasks(), seeds=own_seeds, **options)

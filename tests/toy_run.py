@@ -17,6 +17,9 @@ def parse():
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--cache", default=os.environ.get("TOY_CACHE"))
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process-id", type=int)
     return parser.parse_args()
 
 
@@ -31,17 +34,26 @@ def main():
     from toy import toy_experiment
 
     from tamherd_jax.experiments.checkpoints import Checkpoints
+    from tamherd_jax.experiments.lifecycle import gather, own_seeds, start_processes
     from tamherd_jax.experiments.results import write_results
 
-    experiment = toy_experiment(seeds=options.seeds, devices=jax.local_devices())
-    checkpoints = Checkpoints(options.out / "checkpoints", options.every, warn=lambda line: print(line, flush=True))
+    start_processes(options.coordinator, options.processes, options.process_id)
+    whole = experiment = toy_experiment(seeds=options.seeds, devices=jax.local_devices())
+    where = options.out / "checkpoints"
+    if options.processes:
+        experiment = toy_experiment(seeds=options.seeds, own_seeds=own_seeds(whole.seeds))
+        where = where / f"process-{options.process_id}"
+    checkpoints = Checkpoints(where, options.every, warn=lambda line: print(line, flush=True))
     print("from", checkpoints.restore(experiment), flush=True)
     for event in experiment.run():
         checkpoints.offer(experiment)
         print(json.dumps([event.stage, event.epoch, time.time()]), flush=True)
     checkpoints.save(experiment)
     checkpoints.close()
-    write_results(experiment, options.out)
+    if options.processes:
+        gather(experiment, whole)
+    if not options.process_id:
+        write_results(whole, options.out)
 
 
 if __name__ == "__main__":

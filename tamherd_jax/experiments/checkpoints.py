@@ -7,9 +7,11 @@ configuration, the package's version, and shape, dtype and checksum of every arr
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,19 +84,16 @@ class Checkpoints:
         if step is None:
             return None
         where = self.directory / str(step)
-        try:
-            with _quiet():
-                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        except Exception as error:
-            raise ValueError(self._damaged(step, "its metadata cannot be read")) from error
+        found = self._read(step, meta=ocp.args.JsonRestore())
+        if found is None:
+            raise ValueError(self._damaged(step, "its metadata cannot be read"))
+        meta = found.meta
         _check_description(experiment, meta, where)
         _check_manifest(experiment, meta, where)
-        try:
-            with _quiet():
-                args = ocp.args.Composite(arrays=ocp.args.StandardRestore())  # type: ignore[call-arg]
-                arrays = dict(self._manager.restore(step, args=args).arrays)
-        except Exception as error:
-            raise ValueError(self._damaged(step, "its arrays cannot be read")) from error
+        found = self._read(step, arrays=ocp.args.StandardRestore())  # type: ignore[call-arg]
+        if found is None:
+            raise ValueError(self._damaged(step, "its arrays cannot be read"))
+        arrays = dict(found.arrays)
         for name, entry in meta["arrays"].items():
             arrays.setdefault(name, np.zeros(entry["shape"], entry["dtype"])) if 0 in entry["shape"] else None
         self._check_arrays(step, meta, arrays)
@@ -119,6 +118,22 @@ class Checkpoints:
         )
         with _quiet():
             return ocp.CheckpointManager(self.directory, options=options)
+
+    def _read(self, step: int, **items: Any) -> Any:
+        """Items of a checkpoint, None if that fails (in one of the many ways of Orbax and TensorStore)."""
+        import orbax.checkpoint as ocp
+
+        hook, found = sys.unraisablehook, None
+        # A failed read leaves tasks of a closed event loop behind, which complain when collected: let them do it unheard.
+        sys.unraisablehook = lambda _: None
+        try:
+            with contextlib.suppress(Exception), _quiet():
+                found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            if found is None:
+                gc.collect()
+        finally:
+            sys.unraisablehook = hook
+        return found
 
     def _settle(self) -> None:
         """Wait for the write in progress and tell of it if it failed."""
@@ -209,11 +224,13 @@ def _check_manifest(experiment: Experiment, meta: dict[str, Any], where: Path) -
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax tells its story through absl's log; what matters of it comes as exceptions."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Orbax tells its story through logs; what matters of it comes as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
