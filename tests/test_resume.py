@@ -381,7 +381,7 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(toy_cli, monkeypatch
     assert not (out / "results.json").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert toy_cli("--resume", "--out", out) == 0
-    assert "going on from checkpoint 6" in capsys.readouterr().out.replace("\n", " ")
+    assert "going on from checkpoint 6" in " ".join(capsys.readouterr().out.split())
     stages = [json.loads(line)["stage"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert stages == ["probe"] * 3 + ["embeddings"] + ["herd and oracle"] * 5 + ["single"] * 5
     ours, theirs = (json.loads((d / "results.json").read_text()) for d in (out, uninterrupted))

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -123,16 +124,12 @@ class Checkpoints:
         """Items of a checkpoint, None if that fails (in one of the many ways of Orbax and TensorStore)."""
         import orbax.checkpoint as ocp
 
-        hook, found = sys.unraisablehook, None
-        # A failed read leaves tasks of a closed event loop behind, which complain when collected: let them do it unheard.
-        sys.unraisablehook = lambda _: None
-        try:
+        found = None
+        with _unheard():
             with contextlib.suppress(Exception), _quiet():
                 found = self._manager.restore(step, args=ocp.args.Composite(**items))
             if found is None:
                 gc.collect()
-        finally:
-            sys.unraisablehook = hook
         return found
 
     def _settle(self) -> None:
@@ -144,17 +141,27 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _failures(self, step: int) -> Iterator[None]:
-        try:
-            with _quiet():
-                yield
-        except Exception as error:  # Orbax and TensorStore raise many kinds; training must outlive all of them
-            self._pending = None
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = None
+        with _unheard():
+            try:
+                with _quiet():
+                    yield
+            except Exception as error:  # Orbax and TensorStore raise many kinds; training must outlive all of them
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+            if reason is not None:
+                self._pending = None
+                self._reopen()
+                gc.collect()
+        if reason is not None:
             self.warn(f"checkpoint {step} could not be written, earlier ones stay: {reason}")
-            # A manager whose write failed believes in its checkpoint; a new one reads the directory and clears the remains.
-            with contextlib.suppress(Exception), _quiet():
-                self._manager.close()
-            self._manager = self._open()
+
+    def _reopen(self) -> None:
+        """A manager whose write failed believes in its checkpoint; a new one reads the directory, cleared of the remains."""
+        with contextlib.suppress(Exception), _quiet():
+            self._manager.close()
+        for remains in self.directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(remains, ignore_errors=True)
+        self._manager = self._open()
 
     def _check_arrays(self, step: int, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         if set(arrays) != set(meta["arrays"]):
@@ -220,6 +227,17 @@ def _check_manifest(experiment: Experiment, meta: dict[str, Any], where: Path) -
         check_curves(experiment, done, curves)
     except ValueError as error:
         raise ValueError(f"checkpoint {where}: {error}") from error
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """A failed read or write leaves tasks of a closed event loop, which complain when collected: let them do it unheard."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
