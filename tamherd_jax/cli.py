@@ -156,7 +156,7 @@ def start_devices(options: Run) -> Any:
     """
     import jax
 
-    from tamherd_jax.experiments.lifecycle import start_processes
+    from tamherd_jax.parallel import start_processes  # imports nothing that would start JAX's devices
 
     for name in ("devices", "learners_per_call", "processes"):
         value = getattr(options, name)
@@ -208,7 +208,7 @@ def read_config(options: Run) -> Any:
         asked, started = getattr(options, name), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")
-            raise ValueError(f"--{option} {asked} contradicts {path}, where it is {started}; leave it out to go on with that run")
+            raise ValueError(f"--{option} {asked} contradicts {path}, where it is {started}; leave it out to go on")
     return config
 
 
@@ -242,12 +242,13 @@ def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
     with mistakes_of_the_user(), agree():
         checkpoints = Checkpoints(where, options.checkpoint_every)
         step = checkpoints.restore(experiment) if options.resume else None
+    begin = "compiling the first program" if step is None else f"going on from checkpoint {step}"
     display = ProgressDisplay(console, log, task_set.mode_names, task_set.modes, experiment.work_left)
     with display, stop_requests() as stop, closing(checkpoints, directory):
         checkpoints.warn = display.note
         display.note(
             f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {experiment.env.backend}, "
-            f"results in {directory}; " + ("compiling the first program" if step is None else f"going on from checkpoint {step}")
+            f"results in {directory}; {begin}"
         )
         for event in experiment.run():
             display.show(event)

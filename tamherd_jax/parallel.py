@@ -1,4 +1,4 @@
-"""The learner axis: one compiled program for any number of learners that never communicate, on one device or several.
+"""The learner axis: one compiled program for any number of learners that never communicate, over devices and processes.
 
 All of `jax.pmap` is in this module, so that a move to `jax.shard_map` touches nothing else.
 """
@@ -56,6 +56,31 @@ def concatenate(parts: Sequence[Any], axis: int = 0) -> Any:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts, axis) if all(isinstance(part, np.ndarray) for part in parts) else jnp.concatenate(parts, axis)
+
+
+def start_processes(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Join the other processes of a run; must come before anything that uses a device.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or "auto" to ask the cluster (Slurm, Open MPI, Kubernetes, TPU pods).
+      processes, process_id: how many there are and which this is; None where the cluster knows.
+
+    Raises:
+      ValueError: options that do not go together, or no cluster to ask, in one line.
+    """
+    if coordinator is None:
+        if processes is not None or process_id is not None:
+            raise ValueError("processes and process id need a coordinator (HOST:PORT, or auto)")
+        return
+    explicit = coordinator != "auto"
+    if explicit and (processes is None or process_id is None):
+        raise ValueError("a coordinator needs the number of processes and this one's id")
+    if processes is not None and process_id is not None and not 0 <= process_id < processes:
+        raise ValueError(f"process id must be from 0 to {processes - 1}, not {process_id}")
+    try:
+        jax.distributed.initialize(coordinator if explicit else None, processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"cannot join the processes at {coordinator}: {str(error).splitlines()[0]}") from error
 
 
 class _LearnerMap:
@@ -167,6 +192,6 @@ def _collect(out: Any, keep: int, width: int, rows: int) -> Any:
 
 def _to_host(leaf: jax.Array) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # numpy has no keys
-        data = np.asarray(jax.random.key_data(leaf))
+        data = jnp.asarray(np.asarray(jax.random.key_data(leaf)))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     return np.asarray(leaf)

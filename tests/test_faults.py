@@ -59,7 +59,7 @@ def test_a_learner_that_goes_nonfinite_is_frozen_reported_and_left_out(sound, tm
     np.testing.assert_array_equal(own["oracle/after"], curves["oracle/after"])
 
     write_results(experiment, tmp_path)
-    results, read, embeddings = read_run(tmp_path)
+    results, read, _ = read_run(tmp_path)
     (entry,) = results["excluded"]
     assert (entry["seed"], entry["arm"], entry["learner"], entry["epoch"]) == (1, "herd", 0, 3)
     assert "is not finite" in entry["why"]

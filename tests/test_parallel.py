@@ -27,7 +27,7 @@ def eight_devices(program, tmp_path):
 
 
 def test_pmap_equals_vmap_equals_a_loop_for_any_number_of_learners(tmp_path):
-    """A MAML epoch of 1, 3, 8 and 11 learners: pmap has the bits of a loop; vmap, which sums in another order, agrees in float64 to 1e-4."""
+    """1, 3, 8 and 11 learners: pmap has the bits of a loop; vmap, which sums in another order, agrees in float64 to 1e-4."""
     eight_devices(
         """
         import jax, numpy as np

@@ -288,9 +288,16 @@ def test_random_keys_and_empty_leaves_in_a_state_survive(tmp_path):
     def extended():
         experiment = toy_experiment()
         init, train = experiment.single.init, type(experiment.single).train_epoch
-        wrap = lambda state, key: (state, {"key": key, "count": jnp.int32(7), "none": jnp.zeros((0, 3)), "flag": jnp.bool_(1)})
+
+        def wrap(state, key):
+            return state, {"key": key, "count": jnp.int32(7), "none": jnp.zeros((0, 3)), "flag": jnp.bool_(1)}
+
+        def train_epoch(key, state, *rest):
+            new, metrics = train(experiment.single, key, state[0], *rest)
+            return wrap(new, key), metrics
+
         experiment.single.init = lambda key: wrap(init(key), key)
-        experiment.single.train_epoch = lambda k, s, *rest: (wrap((new := train(experiment.single, k, s[0], *rest))[0], k), new[1])
+        experiment.single.train_epoch = train_epoch
         adapt = experiment.single.adapt
         experiment.single.adapt = lambda k, s, *rest: adapt(k, s[0], *rest)
         return experiment
@@ -368,15 +375,13 @@ class SignalAfter:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(toy_cli, monkeypatch, capsys, uninterrupted, tmp_path, number, status):
+def test_a_signal_checkpoints_and_says_how_to_go_on(toy_cli, monkeypatch, capsys, uninterrupted, tmp_path, number, status):
     out = tmp_path / "a run"
     with monkeypatch.context() as patch:
         SignalAfter(patch, number, 6)
         assert toy_cli("--out", out) == status
     captured = capsys.readouterr()
-    assert captured.err == (
-        f"tamherd: interrupted after herd and oracle 2/5; go on with: tamherd run --resume --out '{out}'\n"
-    )
+    assert captured.err == (f"tamherd: interrupted after herd and oracle 2/5; go on with: tamherd run --resume --out '{out}'\n")
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["6"]
     assert not (out / "results.json").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -462,7 +467,7 @@ def test_two_processes_give_the_results_of_one(tmp_path):
     shared = ["--seeds", 3, "--coordinator", f"localhost:{port}", "--processes", 2]
     processes = [toy_run(together, *shared, "--process-id", i) for i in range(2)]
     for process in processes:
-        output, error = process.communicate(timeout=300)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
     assert_same_results(together, tmp_path / "one")
     assert {p.name for p in (together / "checkpoints").iterdir()} == {"process-0", "process-1"}

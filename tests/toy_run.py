@@ -31,13 +31,16 @@ def main():
     if options.cache:
         jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    from tamherd_jax.parallel import start_processes
+
+    start_processes(options.coordinator, options.processes, options.process_id)
+
     from toy import toy_experiment
 
     from tamherd_jax.experiments.checkpoints import Checkpoints
-    from tamherd_jax.experiments.lifecycle import gather, own_seeds, start_processes
+    from tamherd_jax.experiments.lifecycle import gather, own_seeds
     from tamherd_jax.experiments.results import write_results
 
-    start_processes(options.coordinator, options.processes, options.process_id)
     whole = experiment = toy_experiment(seeds=options.seeds, devices=jax.local_devices())
     where = options.out / "checkpoints"
     if options.processes:

@@ -66,8 +66,8 @@ class Checkpoints:
         if not step or self.latest() == step:
             return
         snapshot = take_snapshot(experiment)
-        meta = ocp.args.JsonSave(_describe(experiment, snapshot))  # type: ignore[call-arg]
-        arrays = ocp.args.StandardSave({name: a for name, a in snapshot.arrays.items() if a.size})  # type: ignore[call-arg]
+        meta = ocp.args.JsonSave(_describe(experiment, snapshot))
+        arrays = ocp.args.StandardSave({name: a for name, a in snapshot.arrays.items() if a.size})
         with self._failures(step):
             self._manager.save(step, args=ocp.args.Composite(arrays=arrays, meta=meta))
             self._pending = step
@@ -91,7 +91,7 @@ class Checkpoints:
         meta = found.meta
         _check_description(experiment, meta, where)
         _check_manifest(experiment, meta, where)
-        found = self._read(step, arrays=ocp.args.StandardRestore())  # type: ignore[call-arg]
+        found = self._read(step, arrays=ocp.args.StandardRestore())
         if found is None:
             raise ValueError(self._damaged(step, "its arrays cannot be read"))
         arrays = dict(found.arrays)
@@ -205,8 +205,8 @@ def _check_description(experiment: Experiment, meta: Any, where: Path) -> None:
         if theirs != ours:
             raise ValueError(f"checkpoint {where} is of another configuration: {key} is {theirs!r}, not {ours!r}")
     seeds = [int(seed) for seed in experiment.seeds]
-    if meta["facts"]["seeds"] != seeds:
-        raise ValueError(f"checkpoint {where} is of seeds {meta['facts']['seeds']}, not {seeds}; use as many processes as before")
+    if (theirs := meta["facts"]["seeds"]) != seeds:
+        raise ValueError(f"checkpoint {where} is of seeds {theirs}, not {seeds}; start as many processes as then")
 
 
 def _check_manifest(experiment: Experiment, meta: dict[str, Any], where: Path) -> None:

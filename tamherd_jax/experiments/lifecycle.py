@@ -56,33 +56,8 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def start_processes(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Join the other processes of a run; must come before anything that uses a device.
-
-    Args:
-      coordinator: HOST:PORT of process 0, or "auto" to ask the cluster (Slurm, Open MPI, Kubernetes, TPU pods).
-      processes, process_id: how many there are and which this is; None where the cluster knows.
-
-    Raises:
-      ValueError: options that do not go together, or no cluster to ask, in one line.
-    """
-    if coordinator is None:
-        if processes is not None or process_id is not None:
-            raise ValueError("processes and process id need a coordinator (HOST:PORT, or auto)")
-        return
-    explicit = coordinator != "auto"
-    if explicit and (processes is None or process_id is None):
-        raise ValueError("a coordinator needs the number of processes and this one's id")
-    if processes is not None and process_id is not None and not 0 <= process_id < processes:
-        raise ValueError(f"process id must be from 0 to {processes - 1}, not {process_id}")
-    try:
-        jax.distributed.initialize(coordinator if explicit else None, processes, process_id)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"cannot join the processes at {coordinator}: {str(error).splitlines()[0]}") from error
-
-
 def own_seeds(seeds: np.ndarray) -> np.ndarray:
-    """This process's share of the seeds: consecutive ones, shares as even as can be.
+    """The share of the seeds that this process trains: consecutive ones, shares as even as can be.
 
     Raises:
       ValueError: there are fewer seeds than processes.
