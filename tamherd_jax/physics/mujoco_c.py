@@ -2,6 +2,7 @@
 
 import functools
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from mujoco import rollout
 from tamherd_jax.physics.base import PhysicsState
 from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, NQ, NU, NV, load_model
 
+_ONE_CALLER = threading.Lock()  # several devices may call at once; the pool and its scratch states serve one
 _CHUNK = 16  # states a thread takes at a time: small enough to balance two threads, large enough to amortise the hand-over
 
 
@@ -26,7 +28,8 @@ def _pool() -> tuple[rollout.Rollout, list[mujoco.MjData]]:
 
 def _step_body(body: int, qv: np.ndarray, control: np.ndarray) -> np.ndarray:
     """Positions and velocities `[B, 18]` of one body after an environment step."""
-    pool, data = _pool()
+    with _ONE_CALLER:  # made once, though several devices may ask first
+        pool, data = _pool()
     frames = FRAME_SKIP[body]
     state = np.zeros((len(qv), 1 + NQ + NV))
     finite = np.isfinite(qv).all(axis=1) & np.isfinite(control).all(axis=1)
@@ -35,17 +38,18 @@ def _step_body(body: int, qv: np.ndarray, control: np.ndarray) -> np.ndarray:
     controls = np.repeat(controls[:, None], frames, axis=1)
     out = np.empty((len(qv), frames, 1 + NQ + NV))
     sensors = np.empty((len(qv), frames, 0))
-    pool.rollout(
-        [load_model(BODIES[body])] * len(qv),
-        data,
-        state,
-        controls,
-        nstep=frames,
-        state=out,
-        sensordata=sensors,
-        skip_checks=True,
-        chunk_size=_CHUNK,
-    )
+    with _ONE_CALLER:
+        pool.rollout(
+            [load_model(BODIES[body])] * len(qv),
+            data,
+            state,
+            controls,
+            nstep=frames,
+            state=out,
+            sensordata=sensors,
+            skip_checks=True,
+            chunk_size=_CHUNK,
+        )
     return np.where(finite[:, None], out[:, -1, 1:], np.nan)
 
 
