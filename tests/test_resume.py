@@ -457,7 +457,7 @@ def test_configurations_survive_json():
 
 
 def test_two_processes_give_the_results_of_one(tmp_path):
-    """Three seeds shared by two real processes on loopback; one of them is killed and both are started again."""
+    """Three seeds shared by two real processes on loopback."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
