@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tamherd_jax import fisher
+from tamherd_jax import distributions, fisher
 from tamherd_jax.envs.episodes import Episodes
 
 Apply = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
@@ -300,9 +300,7 @@ def gaussian_log_prob(apply: Apply) -> Callable[[Any, jax.Array, jax.Array], jax
     """`log N(a; mean(s), diag exp(2 log_std(s)))` as a function of `(params, obs [O], action [A])`."""
 
     def log_prob(params: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
-        mean, log_std = apply(params, obs)
-        noise = (action - mean) * jnp.exp(-log_std)
-        return -(noise**2 / 2 + log_std + jnp.log(2 * jnp.pi) / 2).sum()
+        return distributions.gaussian_log_prob(action, *apply(params, obs))
 
     return log_prob
 
@@ -323,7 +321,7 @@ def sampled_rows(
 ) -> ScoreRows:
     """Scores at one fresh action per state: a sample of the Fisher matrix, not the empirical Fisher matrix."""
     mean, log_std = jax.vmap(apply, in_axes=(None, 0))(params, obs)
-    actions = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+    actions = distributions.sample_gaussian(key, mean, log_std)
     factors = fisher.score_factors(gaussian_log_prob(apply), params, obs, actions)
     return ScoreRows(factors, weights, uniform, weights)
 
