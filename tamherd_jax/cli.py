@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -24,8 +26,8 @@ class UserError(Exception):
 class Run:
     """Train and evaluate probe, herd, single learner and oracle on ML2, and print the paper's table."""
 
-    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "quick"
-    """quick (minutes on two cores), paper-maml (the paper's Table 3) or long-maml (300 epochs)."""
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """By default quick. quick (minutes on two cores), paper-maml (the paper's Table 3) or long-maml (300 epochs)."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of seeds; all train together. By default the preset's."""
     first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -38,6 +40,20 @@ class Run:
     """Run directory. By default a new one under runs/."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run in --out DIR from its newest checkpoint; its configuration is the one it was started with."""
+    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    """Seconds between checkpoints; 0 writes one after every epoch."""
+    devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Devices that learners are dealt to. By default all of this process; on a CPU N makes N of it."""
+    learners_per_call: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Learners that one device trains at once. By default 1 on a CPU, elsewhere as many as its memory holds."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Share the seeds among processes: where process 0 listens, or auto to ask Slurm, Open MPI, Kubernetes or a TPU pod."""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """How many processes there are; every one is started with the same command but for its --process-id."""
+    process_id: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
+    """Which process this is, from 0. Process 0 writes the results."""
     compilation_cache: Annotated[str, tyro.conf.arg(metavar="DIR")] = str(CACHE)
     """Directory that keeps compiled programs between runs, or "off"."""
 
@@ -58,8 +74,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         if isinstance(command, Run):
-            run(command)
+            status = run(command)
         else:
+            status = 0
             report(command)
     except UserError as error:
         sys.stderr.write(f"tamherd: {' '.join(str(error).split())}\n")
@@ -67,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("tamherd: interrupted\n")
         sys.exit(130)
+    if status:
+        sys.exit(status)
 
 
 def parse(arguments: list[str]) -> Any:
@@ -93,37 +112,188 @@ def parse(arguments: list[str]) -> Any:
         raise UserError(f"{message} (see tamherd --help)") from None
 
 
-def run(options: Run) -> None:
-    """`tamherd run`."""
+def run(options: Run) -> int:
+    """`tamherd run`; the exit status."""
     from rich.console import Console
 
-    console = Console()
     use_compilation_cache(options.compilation_cache)
+    with mistakes_of_the_user():
+        devices = start_devices(options)
 
-    from tamherd_jax.experiments.config import get_preset
-    from tamherd_jax.experiments.results import write_json, write_results
+    import jax
+
+    from tamherd_jax.experiments.lifecycle import agree, own_seeds
     from tamherd_jax.experiments.runner import Experiment
-    from tamherd_jax.reporting.terminal import ProgressDisplay
 
     with mistakes_of_the_user():
-        overrides = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
-        config = get_preset(options.preset, member_epochs=options.epochs, physics=options.physics, **overrides)
-        experiment = Experiment(config)
+        config = read_config(options) if options.resume else new_config(options)
+        whole = Experiment(config, devices=devices, per_call=options.learners_per_call)
+        seeds = own_seeds(whole.seeds)
+        mine = whole
+        if jax.process_count() > 1:
+            mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
+    console = Console(quiet=jax.process_index() > 0)
+    start = time.perf_counter()
+    with mistakes_of_the_user(), agree():
+        directory = run_directory(options, config)
+    if options.resume and (directory / "results.json").exists():
+        console.print("This run was finished.")
+    elif status := train(mine, directory, options, console):
+        return status
+    else:
+        gather_and_write(mine, whole, directory)
+    if jax.process_index() == 0:
+        show_report(directory, console)
+    console.print(f"{time.perf_counter() - start:.0f} s. Results, curves and figures: {directory}", highlight=False)
+    return 0
+
+
+def start_devices(options: Run) -> Any:
+    """Join the other processes, and the devices that learners are dealt to.
+
+    Raises:
+      ValueError: there are not as many, or the options contradict each other.
+    """
+    import jax
+
+    from tamherd_jax.parallel import start_processes  # imports nothing that would start JAX's devices
+
+    for name in ("devices", "learners_per_call", "processes"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
+    if not 0 <= options.checkpoint_every < float("inf"):
+        raise ValueError(f"checkpoint every must be a number of seconds from 0, not {options.checkpoint_every}")
+    if options.devices and options.devices > 1 and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # devices are there already: as many as there are
+            jax.config.update("jax_num_cpu_devices", options.devices)
+    start_processes(options.coordinator, options.processes, options.process_id)
+    devices = jax.local_devices()
+    if options.devices and options.devices > len(devices):
+        raise ValueError(f"{options.devices} devices were asked for, but here are {len(devices)} ({devices[0].device_kind})")
+    return devices[: options.devices]
+
+
+def new_config(options: Run) -> Any:
+    """The configuration that options ask for.
+
+    Raises:
+      ValueError: naming the first option at fault.
+    """
+    from tamherd_jax.experiments.config import get_preset
+
+    overrides = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
+    return get_preset(options.preset or "quick", member_epochs=options.epochs, physics=options.physics, **overrides)
+
+
+def read_config(options: Run) -> Any:
+    """The configuration in the directory of a run that is to go on.
+
+    Raises:
+      ValueError: there is none, or an option contradicts it.
+    """
+    from tamherd_jax.experiments.config import ExperimentConfig
+
+    if options.out is None:
+        raise ValueError("--resume needs --out DIR, the run to go on with")
+    path = options.out / "config.json"
+    try:
+        config = ExperimentConfig.from_json(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise ValueError(f"{options.out} holds no run to go on with: config.json is missing") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    fields = {"epochs": "member_epochs"}
+    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics"):
+        asked, started = getattr(options, name), getattr(config, fields.get(name, name))
+        if asked not in (None, started):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {asked} contradicts {path}, where it is {started}; leave it out to go on")
+    return config
+
+
+def run_directory(options: Run, config: Any) -> Path:
+    """The directory of a run; process 0 makes that of a new one, with its config.json."""
+    import jax
+
+    from tamherd_jax.experiments.results import write_json
+
+    if options.out is None and jax.process_count() > 1:
+        raise ValueError("a run of several processes needs --out DIR, which all of them see")
+    if options.resume or jax.process_index() > 0:
+        return Path(str(options.out))
     directory = new_run_directory(options.out, config.preset)
     write_json(directory / "config.json", config.to_json())
-    task_set = experiment.task_set
-    start = time.perf_counter()
-    log = directory / "log.jsonl"
-    with ProgressDisplay(console, log, task_set.mode_names, task_set.modes, experiment.total_work) as display:
+    return directory
+
+
+def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
+    """Train from where the newest checkpoint left, writing further ones; 0, or the exit status of who was asked to stop."""
+    import jax
+
+    from tamherd_jax.experiments.checkpoints import Checkpoints
+    from tamherd_jax.experiments.lifecycle import agree, stop_requests
+    from tamherd_jax.reporting.terminal import ProgressDisplay
+
+    config, task_set, me = experiment.config, experiment.task_set, f"process-{jax.process_index()}"
+    alone = jax.process_count() == 1
+    log = directory / ("log.jsonl" if alone or jax.process_index() == 0 else f"log-{me}.jsonl")
+    where = directory / "checkpoints" if alone else directory / "checkpoints" / me
+    with mistakes_of_the_user(), agree():
+        checkpoints = Checkpoints(where, options.checkpoint_every)
+        step = checkpoints.restore(experiment) if options.resume else None
+    begin = "compiling the first program" if step is None else f"going on from checkpoint {step}"
+    display = ProgressDisplay(console, log, task_set.mode_names, task_set.modes, experiment.work_left)
+    with display, stop_requests() as stop, closing(checkpoints, directory):
+        checkpoints.warn = display.note
         display.note(
             f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {experiment.env.backend}, "
-            f"results in {directory}; compiling the first program"
+            f"results in {directory}; {begin}"
         )
         for event in experiment.run():
             display.show(event)
-    write_results(experiment, directory)
-    show_report(directory, console)
-    console.print(f"{time.perf_counter() - start:.0f} s. Results, curves and figures: {directory}", highlight=False)
+            checkpoints.offer(experiment)
+            if stop.signal is not None:
+                break
+        checkpoints.save(experiment)
+    if stop.signal is not None and experiment.work_left:
+        sys.stderr.write(f"tamherd: interrupted after {event.stage} {event.epoch}/{event.epochs}; {how_to_resume(directory)}\n")
+        return stop.status
+    return 0
+
+
+@contextlib.contextmanager
+def closing(checkpoints: Any, directory: Path) -> Any:
+    """Wait for the last checkpoint, also when training fails; say how to go on when the disk does."""
+    try:
+        try:
+            yield
+        finally:
+            checkpoints.close()
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}") from error
+
+
+def how_to_resume(directory: Path) -> str:
+    """The command that goes on with a run."""
+    return f"go on with: tamherd run --resume --out {shlex.quote(str(directory))}"
+
+
+def gather_and_write(mine: Any, whole: Any, directory: Path) -> None:
+    """Join the processes' results; process 0 writes the result files."""
+    import jax
+
+    from tamherd_jax.experiments.lifecycle import gather
+    from tamherd_jax.experiments.results import write_results
+
+    if mine is not whole:
+        gather(mine, whole)
+    if jax.process_index() == 0:
+        try:
+            write_results(whole, directory)
+        except OSError as error:
+            reason = f"cannot write the results to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}"
+            raise UserError(reason) from error
 
 
 def report(options: Report) -> None:
@@ -181,7 +351,8 @@ def new_run_directory(out: Path | None, preset: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
     if occupied:
-        raise UserError(f"{out} is not empty; name a new directory with --out")
+        instead = ", or go on with the run in it with --resume" if (out / "config.json").exists() else ""
+        raise UserError(f"{out} is not empty; name a new directory with --out{instead}")
     return out
 
 

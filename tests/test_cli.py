@@ -133,6 +133,7 @@ def test_the_main_job_prints_tables_and_leaves_its_files(finished_run):
         "figures",
         "log.jsonl",
         "config.json",
+        "checkpoints",
     }
     for figure in ("learning_curves.png", "embeddings.png"):
         assert (directory / "figures" / figure).read_bytes().startswith(b"\x89PNG")

@@ -79,6 +79,7 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
         },
         "config": config.to_json(),
         "rows": statistic_rows(experiment, curves),
+        "excluded": excluded(experiment, curves),
         "clusters": [cluster_summary(experiment, curves, i) for i in range(config.seeds)],
         "ledger": ledger(experiment, curves),
         "nonfinite_episodes": {
@@ -91,9 +92,10 @@ def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> lis
     """Meta-test returns per seed, arm and body (mean over the body's tasks).
 
     After adaptation: `best` epoch (of which the paper reports the median), `final` epoch, `last5` mean of the last five
-    epochs. Before adaptation: `before`, mean of the last five epochs.
+    epochs. Before adaptation: `before`, mean of the last five epochs. Seeds of an arm that is `excluded` have no rows.
     """
     rows = []
+    left_out = {(entry["seed"], entry["arm"]) for entry in excluded(experiment, curves)}
     for arm in ARMS:
         for mode, body in enumerate(experiment.task_set.mode_names):
             tasks = experiment.task_set.modes == mode
@@ -105,10 +107,34 @@ def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> lis
                 "last5": after[:, -5:].mean(1),
                 "before": before[:, -5:].mean(1),
             }
-            for seed, index in zip(experiment.seeds, range(len(experiment.seeds)), strict=True):
+            for index, seed in enumerate(experiment.seeds):
+                if (int(seed), arm) in left_out:
+                    continue
                 for name, values in statistics.items():
                     rows.append({"seed": int(seed), "arm": arm, "body": body, "statistic": name, "value": float(values[index])})
     return rows
+
+
+def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Which seed's arm is left out of the statistics, since which epoch and why.
+
+    A learner whose state stopped being finite was frozen; its seed's arm then counts no more. A herd depends on its probe too,
+    and on its clusters.
+    """
+    entries = []
+    for arm in ARMS:
+        faults = curves[f"{arm}/fault"]  # [S, E, A]
+        for index, learner in np.argwhere(faults[:, -1] >= 0):
+            epoch = int(np.argmax(faults[index, :, learner] >= 0)) + 1
+            why = f"{experiment.float_leaves[faults[index, -1, learner]]} is not finite"
+            seed = int(experiment.seeds[index])
+            entries.append({"seed": seed, "arm": arm, "learner": int(learner), "epoch": epoch, "why": why})
+            if arm == "single" and epoch <= experiment.config.probe_epochs:
+                entries.append({"seed": seed, "arm": "herd", "learner": None, "epoch": epoch, "why": f"its probe: {why}"})
+    for index, why in sorted(experiment.cluster_failures.items()):
+        seed = int(experiment.seeds[index])
+        entries.append({"seed": seed, "arm": "herd", "learner": None, "epoch": 0, "why": why})
+    return entries
 
 
 def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index: int) -> dict[str, Any]:
@@ -126,6 +152,7 @@ def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index
     return {
         "seed": int(experiment.seeds[index]),
         "clusters": clusters.k,
+        "failure": experiment.cluster_failures.get(index),
         "tasks_in_cluster": counts,
         "adjusted_rand_index_bodies": clustering.adjusted_rand(clusters.labels, modes),
         "purity_bodies": clustering.purity(clusters.labels, modes),

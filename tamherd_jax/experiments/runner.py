@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,13 @@ from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_traini
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
 from tamherd_jax.maml.learner import MAML
-from tamherd_jax.parallel import map_learners
+from tamherd_jax.parallel import concatenate, map_learners
 
 _ROLES = ("single", "oracle", "herd", "embed", "cluster", "assign", "test_single", "test_oracle", "test_herd")
 """Every random number descends from (seed, role, index, epoch); a new role goes to the end."""
+
+STAGES = ("probe", "embeddings", "herd and oracle", "single")
+"""In the order of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Progress:
       returns: arm -> `[S, N]` meta-test return after adaptation, where the stage tests.
       steps: environment steps taken since the last line, tests included.
       work: environment steps of the budget since the last line, tests included; for the time left.
+      notes: what a person should know, a line each.
     """
 
     stage: str
@@ -42,25 +46,40 @@ class Progress:
     returns: dict[str, np.ndarray]
     steps: int
     work: int
+    notes: tuple[str, ...] = ()
 
 
 class Experiment:
     """The compiled programs of one configuration, and the loop over its stages.
 
-    `run()` yields a `Progress` per epoch; afterwards `curves`, `clusters` and `embedded` hold what the results need. Axes:
-    S seeds, N tasks, A learners of an arm (oracle: modes; herd: members).
+    `run()` yields a `Progress` per epoch; afterwards `curves`, `clusters` and `embedded` hold what the results need. At every
+    yield all attributes agree with `done`, and `run()` goes on from there (see `experiments.snapshot`). Axes: S seeds, N tasks,
+    A learners of an arm (oracle: modes; herd: members).
 
     Args:
       config: what to run.
       env, task_set: replace ML2, for tests and for users' own tasks.
+      seeds: `[S]` some of the configuration's seeds, where several processes share them.
+      devices: of this process, that the learners are dealt to; by default its first.
+      per_call: learners a device and call; see `map_learners`.
     """
 
-    def __init__(self, config: ExperimentConfig, env: Any = None, task_set: TaskSet | None = None):
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        env: Any = None,
+        task_set: TaskSet | None = None,
+        *,
+        seeds: Sequence[int] | np.ndarray | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        per_call: int | None = None,
+    ):
         self.config = config
         self.task_set = ml2() if task_set is None else task_set
         self.env = Locomotion(config.physics, config.expected_action_scale) if env is None else env
         self.members, self.modes = int(config.clustering.clusters), len(self.task_set.mode_names)
-        self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds)
+        self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds) if seeds is None else np.asarray(seeds)
+        self._map = functools.partial(map_learners, devices=devices, per_call=per_call)
         draws = config.draws_per_task * len(self.task_set)
         self.single = MAML(self.env, draws, config.maml)
         self.member = MAML(self.env, max(1, draws // self.members), config.maml)
@@ -70,7 +89,9 @@ class Experiment:
         self.curves: dict[str, list[np.ndarray]] = {}
         self.clusters: list[Clusters] = []
         self.embedded: EmbeddedTasks
+        self.cluster_failures: dict[int, str] = {}
         self.states: dict[str, Any] = {}
+        self.done = dict.fromkeys(STAGES, 0)
 
     @property
     def budget(self) -> Budget:
@@ -87,17 +108,20 @@ class Experiment:
     def run(self) -> Iterator[Progress]:
         """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner."""
         c = self.config
-        self.states["single"] = self._init("single", 1)
+        if "single" not in self.states:
+            self.states["single"] = self._init("single", 1)
         yield from self._train_single("probe", 0, c.probe_epochs)
-        self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.states["single"])
-        yield self._embed_and_cluster()
+        if "probe" not in self.states:
+            self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.states["single"])
+        if not self.done["embeddings"]:
+            yield self._embed_and_cluster()
         yield from self._train_herd_and_oracle()
         yield from self._train_single("single", c.probe_epochs, c.single_epochs)
 
     def _train_single(self, stage: str, start: int, stop: int) -> Iterator[Progress]:
         weights = np.ones((len(self.seeds), 1, len(self.task_set)), np.float32)
         member = np.zeros((len(self.seeds), len(self.task_set)), np.int32)
-        for epoch in range(start + 1, stop + 1):
+        for epoch in range(start + self.done[stage] + 1, stop + 1):
             self._train(self.single, ("single",), {"single": weights}, epoch)
             self._test("single", self.config.explore_episodes, member, epoch)
             yield self._progress(stage, epoch - start, stop - start, ("single",))
@@ -105,10 +129,11 @@ class Experiment:
     def _train_herd_and_oracle(self) -> Iterator[Progress]:
         c, seeds = self.config, len(self.seeds)
         weights = {"oracle": np.tile(self.task_set.mode_weights(), (seeds, 1, 1)), "herd": self.member_weights()}
-        self.states["oracle"] = self._init("oracle", self.modes)
-        self.states["herd"] = self._init("herd", self.members)
+        if "herd" not in self.states:
+            self.states["oracle"] = self._init("oracle", self.modes)
+            self.states["herd"] = self._init("herd", self.members)
         modes = np.tile(self.task_set.modes.astype(np.int32), (seeds, 1))
-        for epoch in range(1, c.member_epochs + 1):
+        for epoch in range(self.done["herd and oracle"] + 1, c.member_epochs + 1):
             if self.expert is self.member:
                 self._train(self.member, ("oracle", "herd"), weights, epoch)
             else:
@@ -118,19 +143,35 @@ class Experiment:
             self._test("herd", c.explore_episodes - c.probe_test_episodes, self._assign(epoch), epoch)
             yield self._progress("herd and oracle", epoch, c.member_epochs, ("herd", "oracle"))
 
+    @functools.cached_property
+    def embedded_index(self) -> np.ndarray:
+        """`[D]` the task that each embedded training task is a draw of."""
+        return np.asarray(stratified_tasks(self.task_set.tasks, self.config.embedding_tasks)[1])
+
+    @functools.cached_property
+    def embed_one(self) -> Callable[[jax.Array, Any], EmbeddedTasks]:
+        """Embeds the training tasks with one seed's frozen probe: a pure function of a key and the probe's state."""
+        tasks, _ = stratified_tasks(self.task_set.tasks, self.config.embedding_tasks)
+        episodes = self.config.embedding_episodes
+        return lambda key, probe: embed_training_tasks(self.single, self.embedding, key, probe, tasks, episodes)
+
     def _embed_and_cluster(self) -> Progress:
         """Embed the training tasks with every seed's frozen probe and cluster each seed's own."""
-        c = self.config
-        tasks, self.embedded_index = stratified_tasks(self.task_set.tasks, c.embedding_tasks)
-
-        def embed(key, probe):
-            return embed_training_tasks(self.single, self.embedding, key, probe, tasks, c.embedding_episodes)
-
-        self.embedded = map_learners(embed, in_axes=(0, 0))(self._keys("embed"), self.states["probe"])
+        self.embedded = self._map(self.embed_one, in_axes=(0, 0))(self._keys("embed"), self.states["probe"])
         grams = np.asarray(self.embedded.gram, np.float64)
-        self.clusters = [cluster(gram, c.clustering, int(seed)) for gram, seed in zip(grams, self.seeds, strict=True)]
+        self.clusters = [self._cluster(index, gram) for index, gram in enumerate(grams)]
+        self.done["embeddings"] = 1
         steps = int(np.sum(self.embedded.steps))
-        return Progress("embeddings", 1, 1, {}, steps, self.budget.embedding * len(self.seeds))
+        notes = tuple(f"seed {self.seeds[i]}: {why}" for i, why in self.cluster_failures.items())
+        return Progress("embeddings", 1, 1, {}, steps, self.budget.embedding * len(self.seeds), notes)
+
+    def _cluster(self, index: int, gram: np.ndarray) -> Clusters:
+        """One seed's clusters; where there can be none, equal shares keep its rows busy and the seed's herd is not counted."""
+        try:
+            return cluster(gram, self.config.clustering, int(self.seeds[index]))
+        except ValueError as error:
+            self.cluster_failures[index] = str(error)
+            return Clusters(np.arange(len(gram)) % self.members, self.members, {"silhouette": {}})
 
     def member_weights(self) -> np.ndarray:
         """`[S, K, N]` each member's distribution over tasks: the empirical one of its cluster, however impure."""
@@ -147,10 +188,13 @@ class Experiment:
         """`[S, A]` one key per learner."""
         return jnp.stack([self._keys(role, index) for index in range(rows)], axis=1)
 
+    def init_one(self, key: jax.Array) -> Any:
+        """Fresh state of one learner, the same for all arms: epoch 0 of the learner's key."""
+        return self.single.init(jax.random.fold_in(key, 0))
+
     @functools.cached_property
     def _init_program(self) -> Any:
-        """Compiled initialisation of a learner, the same for all arms: epoch 0 of the learner's key."""
-        return map_learners(lambda key: self.single.init(jax.random.fold_in(key, 0)), in_axes=(0,))
+        return self._map(self.init_one, in_axes=(0,))
 
     def _init(self, role: str, rows: int) -> Any:
         """Fresh states `[S, A, ...]`."""
@@ -159,28 +203,54 @@ class Experiment:
 
     @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
     def _train_program(self, learner: Any) -> Any:
-        """Compiled training epoch for the flat axis of L = S A learners."""
+        """Compiled training epoch for the flat axis of L = S A learners; one with a fault stays as it was."""
 
-        def epoch(row_key, epoch, state, tasks, weights):
-            return learner.train_epoch(jax.random.fold_in(row_key, epoch), state, tasks, weights)
+        def epoch(row_key, epoch, state, tasks, weights, fault):
+            new, metrics = learner.train_epoch(jax.random.fold_in(row_key, epoch), state, tasks, weights)
+            fault = jnp.where(fault >= 0, fault, first_nonfinite(new))
+            state = jax.tree.map(lambda old, new: jnp.where(fault < 0, new, old), state, new)
+            return state, metrics, fault
 
-        return map_learners(epoch, in_axes=(0, None, 0, None, 0))
+        return self._map(epoch, in_axes=(0, None, 0, None, 0, 0), donate=(2,))
 
     def _train(self, learner: Any, arms: tuple[str, ...], weights: dict[str, np.ndarray], epoch: int) -> None:
         """One epoch of all learners of some arms in one call; records their metrics."""
         sizes = [weights[arm].shape[1] for arm in arms]
         seeds = len(self.seeds)
-        states = jax.tree.map(lambda *leaves: _flatten(jnp.concatenate(leaves, 1)), *(self.states[arm] for arm in arms))
+        states = jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *(self.states[arm] for arm in arms))
         keys = _flatten(jnp.concatenate([self._row_keys(arm, size) for arm, size in zip(arms, sizes, strict=True)], 1))
         flat_weights = _flatten(np.concatenate([weights[arm] for arm in arms], 1))
-        states, metrics = self._train_program(learner)(keys, np.uint32(epoch), states, self.task_set.tasks, flat_weights)
-        states, metrics = jax.tree.map(lambda leaf: leaf.reshape(seeds, -1, *leaf.shape[1:]), (states, metrics))
+        faults = _flatten(np.concatenate([self.faults(arm, size) for arm, size in zip(arms, sizes, strict=True)], 1))
+        program = self._train_program(learner)
+        out = program(keys, np.uint32(epoch), states, self.task_set.tasks, flat_weights, faults)
+        states, metrics, faults = jax.tree.map(lambda leaf: leaf.reshape(seeds, sum(sizes), *leaf.shape[1:]), out)
         for arm, stop in zip(arms, np.cumsum(sizes), strict=True):
             rows = slice(stop - sizes[arms.index(arm)], stop)
             self.states[arm] = jax.tree.map(lambda leaf, rows=rows: leaf[:, rows], states)
             own = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf[:, rows]), metrics)
             self._record(arm, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
-            self._record(arm, **own.diagnostics)
+            self._record(arm, fault=faults[:, rows], **own.diagnostics)
+
+    def faults(self, arm: str, rows: int) -> np.ndarray:
+        """`[S, A]` -1 for a sound learner, else the leaf of its state that stopped being finite, when it was frozen."""
+        recorded = self.curves.get(f"{arm}/fault")
+        return recorded[-1] if recorded else np.full((len(self.seeds), rows), -1, np.int32)
+
+    @functools.cached_property
+    def float_leaves(self) -> list[str]:
+        """Names of the leaves of a learner's state that a fault counts."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(self.init_one, jax.random.key(0)))
+        return [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if _is_float(leaf)]
+
+    def _new_faults(self, arm: str) -> list[str]:
+        """A line for each learner frozen in the epoch just recorded."""
+        recorded = self.curves[f"{arm}/fault"]
+        new = (recorded[-1] >= 0) & (recorded[-2] < 0 if len(recorded) > 1 else True)
+        return [
+            f"seed {self.seeds[s]}: learner {a} of {arm} frozen at its epoch {len(recorded)}: "
+            f"{self.float_leaves[recorded[-1][s, a]]} is not finite; it is left out of the statistics"
+            for s, a in np.argwhere(new)
+        ]
 
     @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
     def _test_program(self, explore: int) -> Any:
@@ -190,7 +260,7 @@ class Experiment:
             key, member = jax.random.fold_in(key, epoch), jnp.arange(len(self.task_set))
             return meta_test(self.single, key, states, member, self.task_set.tasks, explore, self.config.test_episodes)
 
-        return map_learners(test, in_axes=(0, None, 0))
+        return self._map(test, in_axes=(0, None, 0))
 
     def _test(self, arm: str, explore: int, member: np.ndarray | jax.Array, epoch: int) -> None:
         """Meta-test every task with the learner of the arm that `member` `[S, N]` names; records the returns."""
@@ -210,7 +280,7 @@ class Experiment:
             tasks = self.task_set.tasks
             return assign_tasks(self.single, self.embedding, key, probe, embedded, membership, tasks, c.probe_test_episodes)
 
-        return map_learners(assign, in_axes=(0, None, 0, 0, 0))
+        return self._map(assign, in_axes=(0, None, 0, 0, 0))
 
     def _assign(self, epoch: int) -> jax.Array:
         """`[S, N]` the member that each task is assigned to, from fresh probe episodes; records it."""
@@ -227,10 +297,19 @@ class Experiment:
     @property
     def total_work(self) -> int:
         """Sum of `Progress.work` over a whole run."""
+        return self._work(dict.fromkeys(STAGES, 0))
+
+    @property
+    def work_left(self) -> int:
+        """Sum of `Progress.work` over what is not done yet."""
+        return self._work(self.done)
+
+    def _work(self, done: dict[str, int]) -> int:
         c, b = self.config, self.budget
-        epochs = c.single_epochs * (b.single_epoch + self._test_work)
-        epochs += c.member_epochs * (b.herd_epoch + b.oracle_epoch + 2 * self._test_work)
-        return len(self.seeds) * (epochs + b.embedding)
+        epochs = c.single_epochs - done["probe"] - done["single"]
+        work = epochs * (b.single_epoch + self._test_work) + (1 - done["embeddings"]) * b.embedding
+        work += (c.member_epochs - done["herd and oracle"]) * (b.herd_epoch + b.oracle_epoch + 2 * self._test_work)
+        return len(self.seeds) * work
 
     @property
     def _test_work(self) -> int:
@@ -240,13 +319,25 @@ class Experiment:
 
     def _progress(self, stage: str, epoch: int, epochs: int, arms: tuple[str, ...]) -> Progress:
         """Progress of the epoch just recorded for some arms."""
+        self.done[stage] = epoch
         latest = {name: values[-1] for name, values in self.curves.items()}
         steps = sum(int(latest[f"{arm}/{kind}"].sum()) for arm in arms for kind in ("steps", "test_steps"))
         training = {"single": self.budget.single_epoch, "herd": self.budget.herd_epoch, "oracle": self.budget.oracle_epoch}
         work = len(self.seeds) * sum(training[arm] + self._test_work for arm in arms)
-        return Progress(stage, epoch, epochs, {arm: latest[f"{arm}/after"] for arm in arms}, steps, work)
+        notes = tuple(line for arm in arms for line in self._new_faults(arm))
+        return Progress(stage, epoch, epochs, {arm: latest[f"{arm}/after"] for arm in arms}, steps, work, notes)
+
+
+def first_nonfinite(state: Any) -> jax.Array:
+    """`[]` index of the first floating-point leaf that holds a number that is not finite, -1 where all are finite."""
+    bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state) if _is_float(leaf)])
+    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def _flatten(leaf: Any) -> Any:
     """`[S, A, ...]` to `[S A, ...]`."""
-    return leaf.reshape(-1, *leaf.shape[2:])
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])

@@ -30,6 +30,11 @@ def learning_curves(results: dict[str, Any], curves: dict[str, np.ndarray], path
     for axis, (title, tasks) in zip(axes, panels, strict=True):
         for arm in ("single", "herd", "oracle"):
             steps, returns = _arm_curve(results, curves, arm, tasks)
+            lost = {entry["seed"] for entry in results["excluded"] if entry["arm"] == arm}
+            first = results["config"]["first_seed"]
+            returns = returns[[index for index in range(len(returns)) if index + first not in lost]]
+            if not len(returns):
+                continue
             colour, line = _STYLE[arm]
             mean, deviation = returns.mean(0), returns.std(0)
             axis.plot(steps / 1e6, mean, line, color=colour, label=_LABEL[arm])
@@ -54,9 +59,11 @@ def _arm_curve(results: dict[str, Any], curves: dict[str, np.ndarray], arm: str,
 def embedding_map(results: dict[str, Any], embeddings: dict[str, np.ndarray], path: Path, seeds: int = 4) -> None:
     """First two principal coordinates of the embedded training tasks, a panel a seed: colour the task, marker the cluster."""
     names = results["task_set"]["tasks"]
-    shown = min(seeds, len(embeddings["gram"]))
-    figure, axes = plt.subplots(1, shown, figsize=(4.6 * shown, 4.2), layout="constrained", squeeze=False)
-    for index, axis in enumerate(axes[0]):
+    clustered = [index for index, row in enumerate(results["clusters"]) if not row["failure"]][:seeds]
+    if not clustered:
+        return
+    figure, axes = plt.subplots(1, len(clustered), figsize=(4.6 * len(clustered), 4.2), layout="constrained", squeeze=False)
+    for index, axis in zip(clustered, axes[0], strict=True):
         points = coordinates(embeddings["gram"][index])
         points = np.pad(points, [(0, 0), (0, max(0, 2 - points.shape[1]))])[:, :2]
         for task, name in enumerate(names):

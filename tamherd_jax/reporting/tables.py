@@ -26,7 +26,8 @@ def returns_table(results: dict[str, Any], statistic: str = "best") -> Table:
     """Median over seeds of a statistic per body and arm; the best epoch's with the paper's numbers (10 seeds) beside."""
     what = {"best": "best epoch", "final": "last epoch", "last5": "mean of the last five epochs"}[statistic]
     seeds, with_paper = results["config"]["seeds"], statistic == "best"  # the paper's statistic
-    table = Table(title=f"Return after adaptation, {what}, median of {seeds} seed{'s' * (seeds > 1)}")
+    title = f"Return after adaptation, {what}, median of {seeds} seed{'s' * (seeds > 1)}"
+    table = Table(title=title, caption=_left_out(results))
     table.add_column("Body")
     for title in ARM_TITLES.values():
         table.add_column(title, justify="right")
@@ -37,7 +38,8 @@ def returns_table(results: dict[str, Any], statistic: str = "best") -> Table:
     for body in results["task_set"]["bodies"]:
         cells = [body.capitalize()]
         for arm in ARM_TITLES:
-            ours = float(np.median(seed_values(results, arm, body, statistic)))
+            values = seed_values(results, arm, body, statistic)
+            ours = float(np.median(values)) if len(values) else float("nan")
             ours_all[arm].append(ours)
             paper = PAPER_TABLE_1.get(body, {}).get(arm)
             paper_all[arm] += [] if paper is None else [paper]
@@ -48,6 +50,13 @@ def returns_table(results: dict[str, Any], statistic: str = "best") -> Table:
         means += [_mean(ours_all[arm]), *([_mean(paper_all[arm])] if with_paper else [])]
     table.add_row("Mean of bodies", *means, style="bold")
     return table
+
+
+def _left_out(results: dict[str, Any]) -> str | None:
+    """How many seeds each arm's statistics lack, None where they lack none."""
+    seeds = {arm: {e["seed"] for e in results["excluded"] if e["arm"] == arm} for arm in ARM_TITLES}
+    texts = [f"{ARM_TITLES[arm]}: {len(lost)} of {results['config']['seeds']}" for arm, lost in seeds.items() if lost]
+    return f"left out, see excluded in results.json: {'; '.join(texts)}" if texts else None
 
 
 def _paper_cell(value: float | None, shown: bool) -> list[str]:
@@ -67,6 +76,9 @@ def clusters_table(results: dict[str, Any]) -> Table:
     for title in ("Rand\nindex", "assigned\nright", "reward\nguard"):
         table.add_column(title, justify="right")
     for row in results["clusters"]:
+        if row["failure"]:
+            table.add_row(str(row["seed"]), *["-"] * (len(table.columns) - 1))
+            continue
         counts = ["/".join(str(n) for n in row["tasks_in_cluster"][name]) for name in results["task_set"]["tasks"]]
         table.add_row(
             str(row["seed"]),

@@ -75,6 +75,7 @@ class ProgressDisplay:
             "steps": event.steps,
             "steps_per_second": round(speed, 1),
             "returns": {arm: [round(float(x), 3) for x in values.mean(0)] for arm, values in event.returns.items()},
+            **({"notes": list(event.notes)} if event.notes else {}),
         }
         self._log.write(json.dumps(record) + "\n")
         self._log.flush()
@@ -83,6 +84,8 @@ class ProgressDisplay:
             self._advance(event, info)
         else:
             self.note(f"{event.stage} {event.epoch}/{event.epochs}  {info}  {_clock(left)} left")
+        for line in event.notes:
+            self.note(line)
 
     def _advance(self, event: Event, info: str) -> None:
         assert self._bar is not None

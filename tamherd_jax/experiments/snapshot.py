@@ -1,0 +1,142 @@
+"""Everything an experiment has to remember, as named arrays and plain JSON: for checkpoints and for joining processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.herd.clustering import Clusters
+
+_STAGE_OF_ARM = {"single": ("probe", "single"), "oracle": ("herd and oracle",), "herd": ("herd and oracle",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A run between two epochs.
+
+    Attributes:
+      arrays: name -> array whose first axis is that of the S seeds: `states/ARM/leaf`, `curves/ARM/quantity` `[S, E, ...]`,
+        `embedded/leaf`, `labels` `[S, D]`. Random keys are stored as their data.
+      facts: JSON: `seeds`, `done` (epochs per stage), and a list over seeds of `clusters`.
+    """
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+def take_snapshot(experiment: Experiment, states: bool = True) -> Snapshot:
+    """Copy an experiment, between two events of its `run()`, to the host; without the learners' states if so asked."""
+    arrays = {f"curves/{name}": np.stack([np.asarray(v) for v in values], 1) for name, values in experiment.curves.items()}
+    for arm, state in experiment.states.items() if states else ():
+        arrays |= _named(f"states/{arm}", state)
+    clusters: list[dict[str, Any]] = []
+    if experiment.done["embeddings"]:
+        arrays |= _named("embedded", experiment.embedded)
+        arrays["labels"] = np.stack([np.asarray(c.labels) for c in experiment.clusters])
+        for index, found in enumerate(experiment.clusters):
+            scores = {name: {str(k): float(v) for k, v in values.items()} for name, values in found.scores.items()}
+            clusters.append({"k": found.k, "scores": scores, "failure": experiment.cluster_failures.get(index)})
+    seeds = [int(seed) for seed in experiment.seeds]
+    return Snapshot(arrays, {"seeds": seeds, "done": dict(experiment.done), "clusters": clusters})
+
+
+def join_snapshots(parts: Sequence[Snapshot]) -> Snapshot:
+    """One snapshot of all seeds from those of processes that shared them, in their order."""
+    arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+    facts = {key: [x for part in parts for x in part.facts[key]] for key in ("seeds", "clusters")}
+    return Snapshot(arrays, {**facts, "done": parts[0].facts["done"]})
+
+
+def expected_arrays(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and dtype of every array but the curves that a snapshot of this experiment holds after `done`."""
+    for prefix, tree in _templates(experiment, done):
+        for name, leaf in _named_shapes(prefix, tree).items():
+            yield name, tuple(leaf.shape), str(leaf.dtype)
+
+
+def check_curves(experiment: Experiment, done: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Check that curves have every seed and exactly the epochs done.
+
+    Raises:
+      ValueError: naming the first that has not.
+    """
+    for name, shape in shapes.items():
+        epochs = sum(done[stage] for stage in _STAGE_OF_ARM.get(name.split("/")[1], ()))
+        if tuple(shape[:2]) != (len(experiment.seeds), epochs):
+            raise ValueError(f"{name} has shape {tuple(shape)}, not {len(experiment.seeds)} seeds x {epochs} epochs")
+
+
+def apply_snapshot(experiment: Experiment, snapshot: Snapshot) -> None:
+    """Put a checked snapshot into a fresh experiment; its `run()` goes on from there. States may be missing."""
+    done, arrays = snapshot.facts["done"], snapshot.arrays
+    names = [name for name in arrays if name.startswith("curves/")]
+    experiment.curves = {name.removeprefix("curves/"): list(np.moveaxis(arrays[name], 1, 0)) for name in names}
+    for prefix, tree in _templates(experiment, done):
+        if prefix == "labels" or any(name not in arrays for name in _named_shapes(prefix, tree)):
+            continue
+        restored = _unnamed(prefix, tree, arrays)
+        if prefix == "embedded":
+            experiment.embedded = restored
+        else:
+            experiment.states[prefix.removeprefix("states/")] = restored
+    experiment.clusters, experiment.cluster_failures = [], {}
+    for index, found in enumerate(snapshot.facts["clusters"]):
+        scores = {name: {int(k): v for k, v in values.items()} for name, values in found["scores"].items()}
+        experiment.clusters.append(Clusters(arrays["labels"][index], found["k"], scores))
+        if found["failure"]:
+            experiment.cluster_failures[index] = found["failure"]
+    experiment.done = dict(done)
+
+
+def _templates(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
+    """Prefix of names and tree of shapes of what exists after `done`; states first, what is computed from them after."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    one = jax.eval_shape(experiment.init_one, key)
+    seeds = len(experiment.seeds)
+    yield "states/single", _batched(one, seeds, 1)
+    if done["herd and oracle"]:
+        yield "states/oracle", _batched(one, seeds, experiment.modes)
+        yield "states/herd", _batched(one, seeds, experiment.members)
+    if done["embeddings"]:
+        yield "states/probe", _batched(one, seeds)
+        yield "labels", jax.ShapeDtypeStruct((seeds, len(experiment.embedded_index)), np.int64)
+        yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, one), seeds)
+
+
+def _batched(tree: Any, *axes: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _named(prefix: str, tree: Any) -> dict[str, np.ndarray]:
+    """Leaves by name, on the host."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(prefix, path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
+
+
+def _named_shapes(prefix: str, tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {_name(prefix, p): jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for p, leaf in leaves}
+
+
+def _unnamed(prefix: str, template: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The tree that `_named` took apart."""
+
+    def restore(path: Any, leaf: Any) -> Any:
+        array = jnp.asarray(arrays[_name(prefix, path)])
+        return jax.random.wrap_key_data(array) if _is_key(leaf) else array
+
+    return jax.tree_util.tree_map_with_path(restore, template)
+
+
+def _name(prefix: str, path: Any) -> str:
+    return "/".join([prefix, jax.tree_util.keystr(path, simple=True, separator="/")]).rstrip("/")
