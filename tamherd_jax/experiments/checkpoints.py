@@ -244,7 +244,7 @@ def _unheard() -> Iterator[None]:
 
 
 def _ignore_closed_loops() -> None:
-    """From now on let nobody hear that an event loop is closed: TensorStore's threads call a failed read back at any later time."""
+    """Leave complaints of closed event loops unheard: TensorStore's threads call a failed read back at any later time."""
     hook = sys.unraisablehook
     if getattr(hook, "ignores_closed_loops", False):
         return
