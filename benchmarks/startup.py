@@ -5,6 +5,7 @@ Each start is a process of its own and compiles all its programs: no compilation
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -76,12 +77,12 @@ class Launch:
 def launches(repeats: int) -> list[Case]:
     """First line and first epoch's line of the same starts, without a compilation cache."""
     launch = Launch("off")
-    return [
-        Case(
-            "tamherd run, first progress line", lambda: Call(launch.first_line, own_clock=True), "start", 1.0, repeats=repeats
-        ),
-        Case("tamherd run, first epoch's line", lambda: Call(launch.epoch_line, own_clock=True), "start", 1.0, repeats=repeats),
-    ]
+    lines = {"first progress line": launch.first_line, "first epoch's line": launch.epoch_line}
+
+    def job(name: str) -> Call:
+        return Call(lines[name], own_clock=True)
+
+    return [Case(f"tamherd run, {name}", functools.partial(job, name), "start", 1.0, repeats=repeats) for name in lines]
 
 
 def cases(mode: Mode) -> list[Case]:
