@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 SUMMARY = """\
 python -m benchmarks [NAME ...] [--mode smoke|quick|full] [--out FILE]   measure all benchmarks, or those named
 python -m benchmarks list                                                the benchmarks
-python -m benchmarks table FILE.json [NAME ...]                          a run as Markdown, as README holds it
+python -m benchmarks table FILE.json [NAME ...] [--into README.md]       a run as Markdown; into a file, between marks
 python -m benchmarks compare A.json B.json [--floor 0.05]                B against A; exit status 1 on a regression
 python -m benchmarks plot FILE.json [--out FILE.png]                     cost against size
 """
@@ -84,6 +85,7 @@ def show_table(arguments: Sequence[str]) -> int:
     found = parser("table")
     found.add_argument("file", type=Path)
     found.add_argument("names", nargs="*", metavar="NAME")
+    found.add_argument("--into", type=Path, metavar="FILE", help=f"put it into a file, between {BEGIN} and {END}")
     options = found.parse_args(arguments)
     from benchmarks.results import read_document
     from benchmarks.tables import markdown
@@ -93,8 +95,25 @@ def show_table(arguments: Sequence[str]) -> int:
     for name in options.names:
         if name not in known:
             raise ValueError(f"{options.file} has no benchmark {name!r}; it has {', '.join(sorted(known))}")
-    print(markdown(document, options.names), end="")
+    text = markdown(document, options.names)
+    if options.into is None:
+        print(text, end="")
+    else:
+        replace_between_marks(options.into, text)
     return 0
+
+
+def replace_between_marks(path: Path, text: str) -> None:
+    """Put a text into a file between `BEGIN` and `END`, in place of what is there.
+
+    Raises:
+      ValueError: the file has not each mark once, in this order.
+    """
+    old = path.read_text(encoding="utf-8")
+    parts = [part for half in old.split(BEGIN) for part in half.split(END)]
+    if len(parts) != 3 or old.index(BEGIN) > old.index(END):
+        raise ValueError(f"{path} needs the marks {BEGIN} and {END}, once each")
+    path.write_text(f"{parts[0]}{BEGIN}\n{text}{END}{parts[2]}", encoding="utf-8")
 
 
 def show_comparison(arguments: Sequence[str]) -> int:

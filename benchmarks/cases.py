@@ -93,6 +93,26 @@ class Child:
 
 
 @dataclasses.dataclass(frozen=True)
+class Quoted:
+    """A figure of others that is not measured here: printed beside ours, marked as quoted, never compared.
+
+    Attributes:
+      name: of the case.
+      seconds: of one run.
+      unit, work: as in `Case`.
+      source: machine, versions and date.
+      short: what a ratio to it is called by.
+    """
+
+    name: str
+    seconds: float
+    unit: str
+    work: float
+    source: str
+    short: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
     """One figure of the suite.
 
@@ -103,6 +123,7 @@ class Case:
       work: units a run does, or how to tell from what it returned.
       series, size: which line of the plot of cost against size it is a point of, and where.
       repeats: number of timed runs, instead of the mode's.
+      against: a quoted figure of the same work, that the ratio of rates is shown to.
     """
 
     name: str
@@ -112,21 +133,4 @@ class Case:
     series: str = ""
     size: int = 0
     repeats: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Quoted:
-    """A figure of others that is not measured here: printed beside ours, marked as quoted, never compared.
-
-    Attributes:
-      name: of the case.
-      seconds: of one run.
-      unit, work: as in `Case`.
-      source: machine, versions and date.
-    """
-
-    name: str
-    seconds: float
-    unit: str
-    work: float
-    source: str
+    against: Quoted | None = None

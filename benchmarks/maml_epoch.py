@@ -76,7 +76,9 @@ def cases(mode: Mode) -> list[Case | Quoted]:
     for name in backends:
         for label, weights in (("ML2", ML2_WEIGHTS), ("cheetahs", CHEETAHS)):
             job = functools.partial(lambda name, weights: whole_epoch(make(name), weights), name, weights)
-            found.append(Case(f"whole epoch, {name}, {label}", job, "environment step", lambda out: float(out[1])))
+            theirs = GARAGE[0] if weights is CHEETAHS else None
+            case = Case(f"whole epoch, {name}, {label}", job, "environment step", lambda out: float(out[1]), against=theirs)
+            found.append(case)
     first = backends[0]
 
     def sampling() -> Program:

@@ -172,6 +172,8 @@ def finish(prepared: Prepared) -> None:
     row["seconds"] = {**dataclasses.asdict(summary), "iqr": summary.iqr, "runs": [round(s, 9) for s in prepared.seconds]}
     row["calls_per_reading"] = prepared.calls
     row["rate"] = row["work"] / summary.median
+    if theirs := prepared.case.against:
+        row["against"] = {"name": theirs.short, "ratio": row["rate"] * theirs.seconds / theirs.work}
     if row.pop("first_call_compiles", False):
         row["compile_s"] = max(row["first_call_s"] - summary.median, 0.0)
 

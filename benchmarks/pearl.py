@@ -69,14 +69,18 @@ def cases(mode: Mode) -> list[Case | Quoted]:
         horizon=5, initial_steps=10, prior_steps=5, posterior_steps=10, gradient_steps=1, batch_size=4, context_size=4,
         replay_capacity=20, hidden_sizes=(8,), encoder_sizes=(8,),
     )  # fmt: skip
-    steps = mode.pick(1, 10, 20, 200)
-    config = mode.pick(*3 * (PEARLConfig(gradient_steps=steps, replay_capacity=20_000),))
-    config = tiny if mode.name == "smoke" else config
+    paper = PEARLConfig(gradient_steps=mode.pick(1, 10, 20, 200), replay_capacity=20_000)
+    config = mode.pick(tiny, paper, paper)
     whole = dataclasses.replace(config, gradient_steps=mode.pick(1, 50, 50, 2000))
     label = f"epoch: {DRAWS * (whole.prior_steps + whole.posterior_steps):,} environment steps, {whole.gradient_steps} updates"
+
+    def steps(name: str, drawn: bool) -> Case:
+        job = functools.partial(gradient_steps, config, drawn)
+        return Case(name, job, "gradient step", config.gradient_steps, against=OYSTER[0])
+
     return [
-        Case("networks alone", lambda: gradient_steps(config, drawn=False), "gradient step", config.gradient_steps),
-        Case("with draws from replay", lambda: gradient_steps(config, drawn=True), "gradient step", config.gradient_steps),
+        steps("networks alone", drawn=False),
+        steps("with draws from replay", drawn=True),
         *(() if mode.name == "quick" else (Case(label, lambda: epoch(whole), "epoch", 1.0),)),
         *(OYSTER if mode.name != "smoke" else ()),
     ]

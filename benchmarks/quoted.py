@@ -14,11 +14,12 @@ GARAGE = (
         "environment step",
         EPOCH_STEPS,
         f"{_MACHINE}; version not recorded",
+        "garage",
     ),
     Quoted("garage MAML-TRPO, walker", 19.4, "environment step", EPOCH_STEPS, f"{_MACHINE}; version not recorded"),
 )
 
-OYSTER = (Quoted("oyster PEARL, PyTorch", 0.1, "gradient step", 1, f"{_MACHINE}; Python 3.11, PyTorch current then"),)
+OYSTER = (Quoted("oyster PEARL, PyTorch", 0.1, "gradient step", 1, f"{_MACHINE}; Python 3.11, PyTorch current then", "oyster"),)
 
 METAWORLD_ALGORITHMS = (
     Quoted(

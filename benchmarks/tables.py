@@ -44,6 +44,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     rate = f"{number(row['rate'])} {row['unit']}s/s"
     if row["status"] == "quoted":
         return (f"{row['case']} ({row['note']})", "", "", seconds(row["seconds"]["median"]), "", rate, "", "", "", "")
+    if "against" in row:
+        rate += f" ({row['against']['ratio']:.1f} x {row['against']['name']}, quoted)"
     time, at_least = row["seconds"], "" if row.get("operations_complete", True) else ">= "
     fraction = row.get("ceiling_fraction")
     return (
