@@ -27,15 +27,18 @@ class Run:
     """Train and evaluate probe, herd, single learner and oracle on ML2, and print the paper's table."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """By default quick. quick (minutes on two cores), paper-maml (the paper's Table 3) or long-maml (300 epochs)."""
+    """By default quick (minutes on two cores). paper-maml and paper-pearl (the paper's Tables 3, 4), long-maml (300 epochs)."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of seeds; all train together. By default the preset's."""
     first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The seeds are this one and those that follow. By default 0."""
     algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The meta-learner. By default the preset's, maml."""
+    """The meta-learner: maml or pearl, by default the preset's. With pearl the default preset is quick-pearl."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Epochs of every herd member and oracle learner; the single learner's follow. By default the preset's."""
+    controls: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
+    """Further arms: all, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe, double-gradient,
+    with commas between them. By default none."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run directory. By default a new one under runs/."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -180,10 +183,12 @@ def new_config(options: Run) -> Any:
     Raises:
       ValueError: naming the first option at fault.
     """
-    from tamherd_jax.experiments.config import get_preset
+    from tamherd_jax.experiments.config import get_preset, parse_controls, preset_name
 
     overrides = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
-    return get_preset(options.preset or "quick", member_epochs=options.epochs, physics=options.physics, **overrides)
+    name = preset_name(options.preset, options.algorithm)
+    controls = parse_controls(options.controls, get_preset(name, **overrides).algorithm)
+    return get_preset(name, member_epochs=options.epochs, physics=options.physics, controls=controls, **overrides)
 
 
 def read_config(options: Run) -> Any:
@@ -192,7 +197,7 @@ def read_config(options: Run) -> Any:
     Raises:
       ValueError: there is none, or an option contradicts it.
     """
-    from tamherd_jax.experiments.config import ExperimentConfig
+    from tamherd_jax.experiments.config import ExperimentConfig, parse_controls, preset_name
 
     if options.out is None:
         raise ValueError("--resume needs --out DIR, the run to go on with")
@@ -204,8 +209,10 @@ def read_config(options: Run) -> Any:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     fields = {"epochs": "member_epochs"}
-    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics"):
-        asked, started = getattr(options, name), getattr(config, fields.get(name, name))
+    named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
+    named["controls"] = parse_controls(options.controls, config.algorithm)
+    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics", "controls"):
+        asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {asked} contradicts {path}, where it is {started}; leave it out to go on")
