@@ -114,6 +114,11 @@ class Locomotion(Env):
         return NU
 
     @property
+    def expected_action_scale(self) -> float:
+        """What divides actions."""
+        return self._action_scale
+
+    @property
     def backend(self) -> str:
         """Name of the physics backend."""
         return self._physics.name
