@@ -1,121 +1,92 @@
-"""Episodes worth looking at: a herd's members on every task before and after adaptation, as positions over time."""
+"""Episodes worth looking at: what a trained herd does on its tasks before and after adaptation, as positions over time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
-from tamherd_jax.experiments.results import excluded, write_arrays
-from tamherd_jax.herd.learner import MetaLearner, ReplayLearner
-
-_ROLE = 2**20
-"""Sets these random numbers apart from those of training and tests, whose roles are small integers."""
-
-
-@struct.dataclass
-class Recording:
-    """One episode as it can be drawn; leading axes as the caller vmapped them.
-
-    Attributes:
-      q: `[..., T + 1, 9]` positions at reset and after each step.
-      rewards: `[..., T]`, 0 where not valid.
-      valid: `[..., T]` 1 while the episode had not ended before this step.
-    """
-
-    q: jax.Array
-    rewards: jax.Array
-    valid: jax.Array
+from tamherd_jax.envs import Locomotion
+from tamherd_jax.envs.episodes import Episodes
+from tamherd_jax.envs.locomotion import locomotion_terms
+from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
+from tamherd_jax.physics.bodies import NQ
+from tamherd_jax.serialization import write_arrays
 
 
-def record_episode(
-    env: Any, act: Callable[[jax.Array, jax.Array], jax.Array], task: Any, key: jax.Array, length: int
-) -> Recording:
-    """One episode of a `Locomotion` task with its positions.
-
-    Args:
-      env: its states carry `pipeline_state.q`.
-      act: `(obs [O], key) -> action [A]`.
-      task: one task.
-      key: consumed; equal keys give equal resets.
-      length: T, static.
-    """
-    reset_key, action_key = jax.random.split(key)
-
-    def step(state, step_key):
-        after = env.step(state, act(state.obs, step_key))
-        valid = 1.0 - state.done
-        return after, (after.pipeline_state.q, jnp.where(valid > 0, after.reward, 0.0), valid)
-
-    state = env.reset(reset_key, task)
-    _, (q, rewards, valid) = jax.lax.scan(step, state, jax.random.split(action_key, length))
-    return Recording(jnp.concatenate([state.pipeline_state.q[None], q]), rewards, valid)
+def task_key(herd: Herd, task: str) -> jax.Array:
+    """The key that `tamherd evaluate` and `tamherd view` adapt to a task with: both see the same episodes."""
+    return jax.random.fold_in(jax.random.key(herd.seed), herd.task_set.index(task))
 
 
-def record_adaptation(learner: MetaLearner, key: jax.Array, state: Any, task: Any, explore: int) -> Recording:
-    """One task's episodes before and after adaptation, from the same reset: leaves `[2, ...]`.
-
-    Args:
-      learner: the meta-learner.
-      key: consumed.
-      state: of the member that the task is given to.
-      task: one task.
-      explore: static number of exploration episodes the member adapts to.
-    """
-    adapt_key, probe_key, episode_key = jax.random.split(key, 3)
-    before, _ = learner.probe(probe_key, state, task, 1)
-    after, _ = learner.adapt(adapt_key, state, task, explore)
-
-    def record(policy):
-        return record_episode(learner.env, lambda obs, k: learner.act(policy, obs, k), task, episode_key, learner.horizon)
-
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), record(before), record(after))
-
-
-def record_herd(experiment: Any) -> dict[str, np.ndarray] | None:
-    """What `episodes.npz` holds: the first sound seed's herd on every task, each with the member it was last assigned to.
+def record(herd: Herd, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """Adapt a herd to tasks by name, and keep one exploration and one test episode of each, those of median return.
 
     Returns:
-      `q` `[N, 2, T + 1, 9]`, `rewards` and `valid` `[N, 2, T]` (before, after), `member` and `body` `[N]`, `tasks` `[N]`,
-      `seed` `[]`; None where no seed has a sound herd, or the environment has no bodies to draw.
+      What `episodes.npz` holds, B tasks: `q` `[B, 2, T + 1, 9]`, `rewards` and `valid` `[B, 2, T]` (before, after), `member`
+      and `body` `[B]`, `tasks` `[B]` their names, `seed` `[]`.
+
+    Raises:
+      ValueError: no such task, or an environment without bodies to draw.
     """
-    tasks = experiment.task_set.tasks
-    curves = {name: np.stack(values, 1) for name, values in experiment.curves.items()}
-    lost = {entry["seed"] for entry in excluded(experiment, curves) if entry["arm"] == "herd"}
-    sound = [index for index, seed in enumerate(experiment.seeds) if int(seed) not in lost]
-    if not sound or not hasattr(tasks, "body"):
-        return None
-    index, learner, config = sound[0], experiment.member, experiment.config
-    states = experiment.states["herd"]
-    if isinstance(learner, ReplayLearner):
-        states = learner.snapshot(states)
-    member = curves["herd/member"][index, -1].astype(np.int32)
-    chosen = jax.tree.map(lambda leaf: np.asarray(leaf[index])[member], states)
-    key = jax.random.fold_in(jax.random.key(int(experiment.seeds[index])), _ROLE)
-    arrays = record_tasks(learner, key, chosen, tasks, config.explore_episodes - config.probe_test_episodes)
-    names = np.array(experiment.task_set.task_names)
-    return arrays | {"member": member, "tasks": names, "seed": np.asarray(experiment.seeds[index])}
+    if not isinstance(herd.learner.env, Locomotion):
+        raise ValueError(f"the environment {type(herd.learner.env).__name__} has no bodies that can be drawn")
+    rows = [_record_task(herd, task) for task in tasks]
+    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return arrays | {"tasks": np.array(tasks), "seed": np.asarray(herd.seed)}
 
 
-def record_tasks(learner: MetaLearner, key: jax.Array, states: Any, tasks: Any, explore: int) -> dict[str, np.ndarray]:
-    """`record_adaptation` of B tasks, each with its own state: `q`, `rewards`, `valid` `[B, 2, ...]` and `body` `[B]`."""
-    bodies = np.asarray(tasks.body)
+def _record_task(herd: Herd, name: str) -> dict[str, np.ndarray]:
+    task = jax.tree.map(lambda leaf: leaf[herd.task_set.index(name)], herd.task_set.tasks)
+    adapted = herd.adapt(task_key(herd, name), name)
+    chosen = [median_episode(episodes) for episodes in phases(adapted)]
+    scale = herd.learner.env.expected_action_scale
+    return {
+        "q": np.stack([positions(episode, int(task.body), float(task.direction), scale) for episode in chosen]),
+        "rewards": np.stack([episode.rewards for episode in chosen]),
+        "valid": np.stack([episode.valid for episode in chosen]),
+        "member": np.asarray(adapted.member),
+        "body": np.asarray(task.body),
+    }
 
-    @jax.jit
-    def record(keys, states, tasks):
-        return jax.vmap(lambda k, state, task: record_adaptation(learner, k, state, task, explore))(keys, states, tasks)
 
-    recording = record(jax.random.split(key, len(bodies)), states, jax.tree.map(jnp.asarray, tasks))
-    return {name: np.asarray(getattr(recording, name)) for name in ("q", "rewards", "valid")} | {"body": bodies}
+def phases(adapted: AdaptedPolicy) -> tuple[Episodes, Episodes]:
+    """Exploration and test episodes, leaves `[R, T, ...]` on the host, as the environment saw them."""
+    # A learner that explores on more than the environment shows says how to take that away.
+    observed = getattr(adapted.learner, "observed", lambda episodes: episodes)
+    return jax.tree.map(np.asarray, (observed(adapted.before), adapted.after))
 
 
-def write_episodes(experiment: Any, directory: Path) -> None:
-    """Write `episodes.npz`, unless there is nothing to draw."""
-    arrays = record_herd(experiment)
-    if arrays is not None:
-        write_arrays(directory / "episodes.npz", arrays)
+def median_episode(episodes: Episodes) -> Episodes:
+    """Of episodes `[R, T, ...]` the one of median return, the lower of the two in the middle."""
+    order = np.argsort(np.asarray(episodes.returns), kind="stable")
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[order[(len(order) - 1) // 2]], episodes)
+
+
+def positions(episode: Episodes, body: int, direction: float, action_scale: float) -> np.ndarray:
+    """Positions `[T + 1, 9]` over an episode `[T, ...]`, from x = 0; after its end the last ones again.
+
+    Observations lack the distance covered; it follows from the rewards, `x' - x = dt d (r - bonus + cost |a|^2)`.
+    """
+    terms, steps = locomotion_terms(body), int(episode.valid.sum())
+    shown = np.concatenate([episode.obs[:steps], episode.next_obs[max(steps - 1, 0) : max(steps, 1)]])[: steps + 1]
+    control = np.clip(episode.actions[:steps] / action_scale, -1.0, 1.0)
+    speed = direction * (episode.rewards[:steps] - terms.alive_bonus + terms.control_cost * np.sum(control**2, axis=1))
+    q = np.zeros((len(episode.valid) + 1, NQ), np.float32)
+    q[1 : steps + 1, 0] = np.cumsum(speed * terms.dt)
+    q[: steps + 1, 1:] = shown[:, : NQ - 1]
+    q[: steps + 1, 1] -= terms.rest_height
+    q[steps + 1 :] = q[steps]
+    return q
+
+
+def write_episodes(directory: Path) -> None:
+    """Record the first saved herd of a run directory on all its tasks to `episodes.npz`; nothing where there is none."""
+    herds = sorted((directory / "herd").glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    if not herds:
+        return
+    herd = Herd.load(herds[0])
+    if isinstance(herd.learner.env, Locomotion):
+        write_arrays(directory / "episodes.npz", record(herd, herd.task_set.task_names))

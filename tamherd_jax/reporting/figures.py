@@ -23,7 +23,7 @@ CSS_VARIABLES = {INK: "var(--ink)", GRID: "var(--line)"} | {c: f"var(--c{i})" fo
 """What each colour becomes in an SVG, so that one figure is readable on light and on dark."""
 
 _MARKERS = "o^sDvP*X"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "svg.fonttype": "none",
     "svg.hashsalt": "tamherd_jax",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,11 @@ def view_page(data: dict[str, Any], title: str, subtitle: str) -> str:
       title, subtitle: its headings.
     """
     return render("view.html.j2", title=title, subtitle=subtitle, player=script_json(data), player_script=player_script())
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Write a page at once, so that a browser never shows half of one."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,7 @@ def write_report(run: RunFiles) -> Path:
     figures.embedding_map(results, run.embeddings, where / "figures" / "embeddings.png")
     write_rows_csv(results, where / "rows.csv")
     write_curves_csv(run, where / "curves.csv")
-    return write_page(html.report_page(run), where / "report.html")
-
-
-def write_page(text: str, path: Path) -> Path:
-    """Write a page at once, so that a browser never shows half of one."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return html.write_page(html.report_page(run), where / "report.html")
 
 
 def make_report(directory: Path, console: Console) -> Path:

@@ -6,11 +6,12 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tamherd_jax.experiments.runner import Progress
+if TYPE_CHECKING:
+    from tamherd_jax.experiments.runner import Experiment, Progress
 
 PROJECT = "tamherd_jax"
 
@@ -160,19 +161,17 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def log_event(trackers: Trackers, event: Progress, task_set: Any, steps: dict[str, int]) -> None:
+def log_event(trackers: Trackers, event: Progress, experiment: Experiment) -> None:
     """An epoch's returns after adaptation: `arm/body` and `arm/task`, mean over seeds, and over all as `arm/all tasks`.
 
-    Args:
-      trackers: where to.
-      event: the epoch.
-      task_set: whose tasks were tested.
-      steps: arm -> environment steps of its budget so far, the x-axis of Figure 2.
+    The step is that of Figure 2: environment steps of the arm's budget; a control's are the herd's.
     """
+    task_set, budget = experiment.task_set, experiment.budget
     for arm, values in event.returns.items():
+        steps = getattr(budget, arm, budget.herd)(len(experiment.curves[f"{arm}/after"]))
         scalars = {f"{arm}/all tasks": float(values.mean())}
         for mode, body in enumerate(task_set.mode_names):
             scalars[f"{arm}/{body}"] = float(values[:, task_set.modes == mode].mean())
         for index, task in enumerate(task_set.task_names):
             scalars[f"{arm}/{task}"] = float(values[:, index].mean())
-        trackers.log({name: value for name, value in scalars.items() if np.isfinite(value)}, steps[arm])
+        trackers.log({name: value for name, value in scalars.items() if np.isfinite(value)}, int(steps[-1]))
