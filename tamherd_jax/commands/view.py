@@ -49,7 +49,8 @@ def view(options: View) -> None:
     with mistakes_of_the_user():
         data = player_data(record(herd, [options.task]))
         (entry,) = data["tasks"]
-        subtitle = f"Herd of seed {herd.seed}, member {entry['member']} of {herd.size}: the exploration and the test episode of median return"
+        what = "the exploration and the test episode of median return"
+        subtitle = f"Herd of seed {herd.seed}, member {entry['member']} of {herd.size}: {what}"
         write_page(view_page(data, f"{options.task}, before and after adaptation", subtitle), path)
     before, after = (clip["return"] for clip in entry["clips"])
     line = f"{options.task}: return {before} before and {after} after adaptation. Animation: {path}"

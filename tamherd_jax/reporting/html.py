@@ -28,11 +28,10 @@ class Figure:
     title: str
 
 
-def report_page(run: RunFiles) -> str:
+def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
     """The text of `report.html`: nothing outside the file is ever loaded."""
     results, algorithm = run.results, run.results["config"].get("algorithm", "maml")
-    summaries = statistics.summarize(results)
-    comparisons = statistics.compare(results, run.curves) if {"herd", "single"} <= set(arms(results)) else []
+    summaries, comparisons = analysis.summaries, analysis.comparisons
     return render(
         "report.html.j2",
         title=f"Taming the Herd on {results['task_set']['name']}: {results['config']['preset']}",

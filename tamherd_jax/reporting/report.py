@@ -12,19 +12,18 @@ from tamherd_jax.reporting import figures, html, statistics, tables
 from tamherd_jax.reporting.run_files import RunFiles, arms, left_out, read_run_files, seeds
 
 
-def print_tables(run: RunFiles, console: Console) -> None:
+def print_tables(run: RunFiles, analysis: statistics.Analysis, console: Console) -> None:
     """The paper's table, the unbiased statistics, the comparison, clusters and steps, for a terminal."""
     results = run.results
-    summaries = statistics.summarize(results)
-    console.print(tables.returns_table(results, "best", summaries))
-    console.print(tables.returns_table(results, "last5", summaries))
-    if {"herd", "single"} <= set(arms(results)):
-        console.print(tables.comparison_table(statistics.compare(results, run.curves)))
+    console.print(tables.returns_table(results, "best", analysis.summaries))
+    console.print(tables.returns_table(results, "last5", analysis.summaries))
+    if analysis.comparisons:
+        console.print(tables.comparison_table(analysis.comparisons))
     console.print(tables.clusters_table(results))
     console.print(tables.ledger_table(results))
 
 
-def write_report(run: RunFiles) -> Path:
+def write_report(run: RunFiles, analysis: statistics.Analysis) -> Path:
     """Write figures, CSV files and `report.html` into the run's directory; the page's path.
 
     Raises:
@@ -35,7 +34,7 @@ def write_report(run: RunFiles) -> Path:
     figures.embedding_map(results, run.embeddings, where / "figures" / "embeddings.png")
     write_rows_csv(results, where / "rows.csv")
     write_curves_csv(run, where / "curves.csv")
-    return html.write_page(html.report_page(run), where / "report.html")
+    return html.write_page(html.report_page(run, analysis), where / "report.html")
 
 
 def make_report(directory: Path, console: Console) -> Path:
@@ -46,8 +45,9 @@ def make_report(directory: Path, console: Console) -> Path:
       OSError: the report cannot be written.
     """
     run = read_run_files(directory)
-    print_tables(run, console)
-    return write_report(run)
+    analysis = statistics.analyse(run.results, run.curves)
+    print_tables(run, analysis, console)
+    return write_report(run, analysis)
 
 
 def write_rows_csv(results: dict[str, Any], path: Path) -> None:

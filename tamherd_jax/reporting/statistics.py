@@ -209,3 +209,17 @@ def compare(
         )
         for name, members in rows
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """All statistics of a run: every arm on every body, and the herd against the single learner where both are there."""
+
+    summaries: list[ArmSummary]
+    comparisons: list[Comparison]
+
+
+def analyse(results: dict[str, Any], curves: dict[str, np.ndarray]) -> Analysis:
+    """All statistics of a run from its files."""
+    both = {"herd", "single"} <= set(arms(results))
+    return Analysis(summarize(results), compare(results, curves) if both else [])

@@ -16,6 +16,7 @@
   let task = null, seconds = 0, playing = !matchMedia("(prefers-reduced-motion: reduce)").matches, last = null;
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const fixed = (value, digits) => value.toFixed(digits).replace(/^-(0\.0+)$/, "$1");
   const longest = () => Math.max(...task.clips.map((clip) => clip.frames.length - 1));
   const duration = () => longest() * data.bodies[task.body].dt;
 
@@ -53,7 +54,7 @@
     const reward = clip.rewards.slice(0, step).reduce((sum, value) => sum + value, 0);
     const moved = torso[0] - clip.frames[0][0] / 1000, over = at >= clip.frames.length - 1;
     const end = over && clip.fell ? ` · fell after ${clip.rewards.length} steps` : "";
-    caption.textContent = `${kind}: return ${reward.toFixed(1)} of ${clip.return.toFixed(1)} · ${moved.toFixed(2)} m${end}`;
+    caption.textContent = `${kind}: return ${fixed(reward, 1)} of ${fixed(clip.return, 1)} · ${fixed(moved, 2)} m${end}`;
     canvas.setAttribute("aria-label", `${task.name}, ${kind}: return ${clip.return}`);
   }
 
