@@ -111,7 +111,8 @@ def test_the_comparison_equals_the_raw_curves(run):
         horizon = min(x_herd[-1], x_single[-1])
         fine = np.linspace(40_000, horizon, 20_001)
         along = [
-            np.mean(np.interp(fine, x_herd, [*s[:PROBE], *h]) - np.interp(fine, x_single, s)) for h, s in zip(herd, single, strict=True)
+            np.mean(np.interp(fine, x_herd, [*s[:PROBE], *h]) - np.interp(fine, x_single, s))
+            for h, s in zip(herd, single, strict=True)
         ]
         assert rows[body].difference_along.value == pytest.approx(np.mean(along), rel=2e-3)
         differences[body] = np.mean(end)
@@ -124,7 +125,10 @@ def test_the_printed_table_shows_these_numbers(run):
     assert [column.header for column in table.columns] == ["Body", "Oracle", "Single", "Herd of MAMLs", "Random assignment"]
     summaries = {(s.arm, s.body): s for s in statistics.summarize(results)}
     columns = {str(column.header): list(column.cells) for column in table.columns}
-    for arm, title, paper in (("herd", "Herd of MAMLs", ("221.2", "298.5", "259.9")), ("single", "Single", ("236.6", "229.7", "233.1"))):
+    for arm, title, paper in (
+        ("herd", "Herd of MAMLs", ("221.2", "298.5", "259.9")),
+        ("single", "Single", ("236.6", "229.7", "233.1")),
+    ):
         for cell, body, theirs in zip(columns[title], ("cheetah", "walker", None), paper, strict=True):
             value, interval, printed = cell.split("\n")
             best = summaries[arm, body].best

@@ -87,6 +87,8 @@ def adaptation_panel(results: dict[str, Any], curves: dict[str, np.ndarray], arm
 
     def on(axis):
         before, after = (adaptation(results, curves, arm)[kind] for kind in ("before", "after"))
+        if not len(after):
+            return
         rows = np.arange(before.shape[1])[::-1]
         colour = arm_style(results, arm)["color"]
         for offset, values, style, label in (
