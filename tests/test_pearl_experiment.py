@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -349,3 +351,23 @@ def test_replay_that_does_not_fit_gets_one_line(toy_cli, capsys, tmp_path):
     assert "lower replay_capacity from 300 to" in error
     assert "or train fewer seeds at once (--seeds, --first-seed)" in error
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_quick_preset_on_real_physics(tmp_path):
+    """`tamherd run --algorithm pearl` as a user runs it, for one epoch of the herd."""
+    command = [sys.executable, "-m", "tamherd_jax.cli", "run", "--algorithm", "pearl", "--epochs", "1", "--out", "run"]
+    done = subprocess.run([*command, "--compilation-cache", "off"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for words in ("quick-pearl: 1 seed(s)", "probe 1/1", "herd and oracle 1/1", "String of PEARLs", "1004.5", "507.6", "414.9"):
+        assert words in done.stdout
+    results, curves, _ = read_run(tmp_path / "run")
+    assert results["config"]["preset"] == "quick-pearl"
+    assert len(results["rows"]) == 3 * 2 * 4
+    pearl = get_preset("quick-pearl").pearl
+    epoch = 20 * (pearl.prior_steps + pearl.posterior_steps)
+    for arm in ("single", "oracle"):  # a fall costs PEARL no transitions
+        np.testing.assert_array_equal(curves[f"{arm}/taken"], [curves[f"{arm}/budget"]])
+    assert curves["oracle/taken"][0, 0] == 4 * pearl.initial_steps + epoch
+    assert results["nonfinite_episodes"] == {"oracle": 0, "single": 0, "herd": 0}
