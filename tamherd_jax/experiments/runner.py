@@ -402,11 +402,11 @@ class Experiment:
 
     def _take_rows(self, arms: list[Arm], *flat: Any) -> None:
         """Hand each arm its rows `[S, A, ...]` of an epoch's states, metrics and faults `[L, ...]`."""
-        seeds, stop = len(self.seeds), 0
+        seeds, learners, stop = len(self.seeds), sum(arm.size for arm in arms), 0
         for arm in arms:
             start, stop = stop, stop + arm.size
             states, metrics, faults = jax.tree.map(
-                lambda leaf, rows=slice(start, stop): leaf.reshape(seeds, -1, *leaf.shape[1:])[:, rows], flat
+                lambda leaf, rows=slice(start, stop): leaf.reshape(seeds, learners, *leaf.shape[1:])[:, rows], flat
             )
             self.states[arm.name] = states
             own = jax.tree.map(np.asarray, metrics)
