@@ -15,11 +15,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from tamherd_jax.commands import UserError, mistakes_of_the_user
+from tamherd_jax.commands.embed import Embed, embed
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tamherd_jax" / "xla"
-
-
-class UserError(Exception):
-    """A mistake of the user's: printed as one line, exit status 2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +65,19 @@ class Report:
     """The run directory."""
 
 
-Command = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Report, tyro.conf.subcommand("report")]
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Embed, tyro.conf.subcommand("embed")]
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit status 0 on success, 2 with one line on standard error for a mistake of the user's."""
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        if isinstance(command, Run):
-            status = run(command)
-        else:
-            status = 0
-            report(command)
+        actions: dict[type, Any] = {Run: run, Report: report, Embed: embed}
+        status = actions[type(command)](command)  # None is 0
     except UserError as error:
         sys.stderr.write(f"tamherd: {' '.join(str(error).split())}\n")
         sys.exit(2)
@@ -323,15 +323,6 @@ def show_report(directory: Path, console: Any) -> None:
         console.print(table)
     figures.learning_curves(results, curves, directory / "figures" / "learning_curves.png")
     figures.embedding_map(results, embeddings, directory / "figures" / "embeddings.png")
-
-
-@contextlib.contextmanager
-def mistakes_of_the_user() -> Any:
-    """Turn the `ValueError` and `OSError` of checking input into a `UserError`."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
 
 
 def new_run_directory(out: Path | None, preset: str) -> Path:

@@ -108,15 +108,19 @@ class Experiment:
     def run(self) -> Iterator[Progress]:
         """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner."""
         c = self.config
-        if "single" not in self.states:
-            self.states["single"] = self._init("single", 1)
-        yield from self._train_single("probe", 0, c.probe_epochs)
+        yield from self.train_probes()
         if "probe" not in self.states:
             self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.states["single"])
         if not self.done["embeddings"]:
             yield self._embed_and_cluster()
         yield from self._train_herd_and_oracle()
         yield from self._train_single("single", c.probe_epochs, c.single_epochs)
+
+    def train_probes(self) -> Iterator[Progress]:
+        """The first stage alone: the single learners, until they are the probes."""
+        if "single" not in self.states:
+            self.states["single"] = self._init("single", 1)
+        yield from self._train_single("probe", 0, self.config.probe_epochs)
 
     def _train_single(self, stage: str, start: int, stop: int) -> Iterator[Progress]:
         weights = np.ones((len(self.seeds), 1, len(self.task_set)), np.float32)
