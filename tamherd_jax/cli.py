@@ -17,26 +17,34 @@ import tyro
 
 from tamherd_jax.commands import UserError, mistakes_of_the_user
 from tamherd_jax.commands.embed import Embed, embed
+from tamherd_jax.commands.embedding_options import EmbeddingOptions
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tamherd_jax" / "xla"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(EmbeddingOptions):
     """Train and evaluate probe, herd, single learner and oracle on ML2, and print the paper's table."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """By default quick. quick (minutes on two cores), paper-maml (the paper's Table 3) or long-maml (300 epochs)."""
+    """By default quick (minutes on two cores). paper-maml and paper-pearl (the paper's Tables 3, 4), long-maml (300 epochs)."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of seeds; all train together. By default the preset's."""
     first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The seeds are this one and those that follow. By default 0."""
     algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The meta-learner. By default the preset's, maml."""
+    """The meta-learner: maml or pearl, by default the preset's. With pearl the default preset is quick-pearl."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Epochs of every herd member and oracle learner; the single learner's follow. By default the preset's."""
+    controls: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
+    """Further arms: all, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe, double-gradient,
+    with commas between them. By default none."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run directory. By default a new one under runs/."""
+    embedding: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """How tasks are embedded; fisher, transition, gradient, latent or another name that tamherd embed --help lists."""
+    probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Epochs after which the single learner is frozen as the probe; 0 leaves the probe untrained. By default the preset's."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -180,10 +188,18 @@ def new_config(options: Run) -> Any:
     Raises:
       ValueError: naming the first option at fault.
     """
-    from tamherd_jax.experiments.config import get_preset
+    from tamherd_jax.experiments.config import get_preset, parse_controls, preset_name
 
-    overrides = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
-    return get_preset(options.preset or "quick", member_epochs=options.epochs, physics=options.physics, **overrides)
+    overrides: dict[str, Any] = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
+    name = preset_name(options.preset, options.algorithm)
+    preset = get_preset(name, **overrides)
+    overrides |= {
+        "controls": parse_controls(options.controls, preset.algorithm),
+        "embedding": options.embedding_config(options.embedding, preset.embedding),
+        "clustering": options.clustering(preset.clustering),
+        "probe_epochs": options.probe_epochs,
+    }
+    return get_preset(name, member_epochs=options.epochs, physics=options.physics, **overrides)
 
 
 def read_config(options: Run) -> Any:
@@ -192,7 +208,7 @@ def read_config(options: Run) -> Any:
     Raises:
       ValueError: there is none, or an option contradicts it.
     """
-    from tamherd_jax.experiments.config import ExperimentConfig
+    from tamherd_jax.experiments.config import ExperimentConfig, parse_controls, preset_name
 
     if options.out is None:
         raise ValueError("--resume needs --out DIR, the run to go on with")
@@ -204,11 +220,16 @@ def read_config(options: Run) -> Any:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     fields = {"epochs": "member_epochs"}
-    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics"):
-        asked, started = getattr(options, name), getattr(config, fields.get(name, name))
+    named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
+    named["controls"] = parse_controls(options.controls, config.algorithm)
+    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics", "controls", "probe_epochs"):
+        asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {asked} contradicts {path}, where it is {started}; leave it out to go on")
+    parts = options.embedding_config(options.embedding, config.embedding), options.clustering(config.clustering)
+    if parts != (config.embedding, config.clustering):
+        raise ValueError(f"the options on embedding and clustering contradict {path}; leave them out to go on")
     return config
 
 

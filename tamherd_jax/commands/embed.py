@@ -98,10 +98,10 @@ def fresh_config(options: Embed) -> Any:
     Raises:
       ValueError: naming the first option at fault.
     """
-    from tamherd_jax.experiments.config import get_preset
+    from tamherd_jax.experiments.config import get_preset, preset_name
 
     names = ("seeds", "first_seed", "algorithm", "physics", "probe_epochs")
-    return get_preset(options.preset or "quick", **{name: getattr(options, name) for name in names})
+    return get_preset(preset_name(options.preset, options.algorithm), **{name: getattr(options, name) for name in names})
 
 
 def embedding_configs(options: Embed, config: Any) -> dict[str, Any]:
@@ -220,8 +220,6 @@ def read_probes(options: Embed) -> Any:
 
 def train_probes(config: Any, directory: Path, console: Any) -> Any:
     """An experiment and the states `[S, ...]` of its probes, trained here."""
-    import jax
-
     from tamherd_jax.experiments.runner import Experiment
     from tamherd_jax.reporting.terminal import ProgressDisplay
 
@@ -233,7 +231,7 @@ def train_probes(config: Any, directory: Path, console: Any) -> Any:
         display.note(f"{config.seeds} probe(s), {config.probe_epochs} epochs, physics {experiment.env.backend}")
         for event in experiment.train_probes():
             display.show(event)
-    return experiment, jax.tree.map(lambda leaf: leaf[:, 0], experiment.states["single"])
+    return experiment, experiment.states["probe"]
 
 
 # Output --------------------------------------------------------------------------------------------------------------
