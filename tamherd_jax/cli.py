@@ -18,6 +18,9 @@ import tyro
 from tamherd_jax.commands import UserError, mistakes_of_the_user
 from tamherd_jax.commands.embed import Embed, embed
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
+from tamherd_jax.commands.evaluate import Evaluate, evaluate
+from tamherd_jax.commands.report import Report, report, show_report
+from tamherd_jax.commands.view import View, view
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tamherd_jax" / "xla"
 
@@ -55,6 +58,8 @@ class Run(EmbeddingOptions):
     """Devices that learners are dealt to. By default all of this process; on a CPU N makes N of it."""
     learners_per_call: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Learners that one device trains at once. By default 1 on a CPU, elsewhere as many as its memory holds."""
+    log_to: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tensorboard"
+    """Where training scalars go: tensorboard (DIR/tensorboard), wandb, trackio, several with commas, or none."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Share the seeds among processes: where process 0 listens, or auto to ask Slurm, Open MPI, Kubernetes or a TPU pod."""
     processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -65,17 +70,11 @@ class Run(EmbeddingOptions):
     """Directory that keeps compiled programs between runs, or "off"."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Print the tables of a run and draw its figures again, from its result files alone."""
-
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """The run directory."""
-
-
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]
 )
 
@@ -84,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit status 0 on success, 2 with one line on standard error for a mistake of the user's."""
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        actions: dict[type, Any] = {Run: run, Report: report, Embed: embed}
+        actions: dict[type, Any] = {Run: run, Report: report, Evaluate: evaluate, View: view, Embed: embed}
         status = actions[type(command)](command)  # None is 0
     except UserError as error:
         sys.stderr.write(f"tamherd: {' '.join(str(error).split())}\n")
@@ -124,8 +123,11 @@ def run(options: Run) -> int:
     """`tamherd run`; the exit status."""
     from rich.console import Console
 
+    from tamherd_jax.reporting.trackers import parse_names
+
     use_compilation_cache(options.compilation_cache)
     with mistakes_of_the_user():
+        parse_names(options.log_to)
         devices = start_devices(options)
 
     import jax
@@ -151,8 +153,10 @@ def run(options: Run) -> int:
     else:
         gather_and_write(mine, whole, directory)
     if jax.process_index() == 0:
-        show_report(directory, console)
-    console.print(f"{time.perf_counter() - start:.0f} s. Results, curves and figures: {directory}", highlight=False)
+        page = show_report(directory, console)
+        console.print(
+            f"{time.perf_counter() - start:.0f} s. Results: {directory}. Report: {page}", highlight=False, soft_wrap=True
+        )
     return 0
 
 
@@ -255,6 +259,7 @@ def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
     from tamherd_jax.experiments.checkpoints import Checkpoints
     from tamherd_jax.experiments.lifecycle import agree, stop_requests
     from tamherd_jax.reporting.terminal import ProgressDisplay
+    from tamherd_jax.reporting.trackers import Trackers, log_event, parse_names
 
     config, task_set, me = experiment.config, experiment.task_set, f"process-{jax.process_index()}"
     alone = jax.process_count() == 1
@@ -265,7 +270,10 @@ def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
         step = checkpoints.restore(experiment) if options.resume else None
     begin = "compiling the first program" if step is None else f"going on from checkpoint {step}"
     display = ProgressDisplay(console, log, task_set.mode_names, task_set.modes, experiment.work_left)
-    with display, stop_requests() as stop, closing(checkpoints, directory):
+    names = parse_names(options.log_to) if jax.process_index() == 0 else ()
+    with mistakes_of_the_user():
+        trackers = Trackers(names, directory, config.to_json(), display.note)
+    with display, trackers, stop_requests() as stop, closing(checkpoints, directory):
         checkpoints.warn = display.note
         display.note(
             f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {experiment.env.backend}, "
@@ -273,6 +281,7 @@ def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
         )
         for event in experiment.run():
             display.show(event)
+            log_event(trackers, event, experiment)
             checkpoints.offer(experiment)
             if stop.signal is not None:
                 break
@@ -304,46 +313,21 @@ def gather_and_write(mine: Any, whole: Any, directory: Path) -> None:
     """Join the processes' results; process 0 writes the result files."""
     import jax
 
+    from tamherd_jax.experiments.herds import write_herds
     from tamherd_jax.experiments.lifecycle import gather
+    from tamherd_jax.experiments.recording import write_episodes
     from tamherd_jax.experiments.results import write_results
 
-    if mine is not whole:
-        gather(mine, whole)
-    if jax.process_index() == 0:
-        try:
-            write_results(whole, directory)
-        except OSError as error:
-            reason = f"cannot write the results to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}"
-            raise UserError(reason) from error
-
-
-def report(options: Report) -> None:
-    """`tamherd report`."""
-    from rich.console import Console
-
-    show_report(options.directory, Console())
-
-
-def show_report(directory: Path, console: Any) -> None:
-    """Print a run's tables and draw its figures.
-
-    Raises:
-      UserError: if the directory does not hold a finished run.
-    """
-    from tamherd_jax.experiments.results import read_run
-    from tamherd_jax.reporting import figures, tables
-
-    with mistakes_of_the_user():
-        results, curves, embeddings = read_run(directory)
-    for table in (
-        tables.returns_table(results),
-        tables.returns_table(results, "last5"),
-        tables.clusters_table(results),
-        tables.ledger_table(results),
-    ):
-        console.print(table)
-    figures.learning_curves(results, curves, directory / "figures" / "learning_curves.png")
-    figures.embedding_map(results, embeddings, directory / "figures" / "embeddings.png")
+    try:
+        write_herds(mine, directory)  # every process has the states of its own seeds only
+        if mine is not whole:
+            gather(mine, whole)
+        if jax.process_index() == 0:
+            write_episodes(directory)
+            write_results(whole, directory)  # the last: where it is, the run is finished
+    except OSError as error:
+        reason = f"cannot write the results to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}"
+        raise UserError(reason) from error
 
 
 def new_run_directory(out: Path | None, preset: str) -> Path:

@@ -134,7 +134,9 @@ def test_the_main_job_prints_tables_and_leaves_its_files(finished_run):
         "log.jsonl",
         "config.json",
         "checkpoints",
+        "herd",
     }
+    assert {p.name for p in (directory / "herd" / "seed-0").iterdir()} == {"herd.json", "arrays.npz"}
     for figure in ("learning_curves.png", "embeddings.png"):
         assert (directory / "figures" / figure).read_bytes().startswith(b"\x89PNG")
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]

@@ -101,7 +101,9 @@ def fresh_config(options: Embed) -> Any:
     from tamherd_jax.experiments.config import get_preset, preset_name
 
     names = ("seeds", "first_seed", "algorithm", "physics", "probe_epochs")
-    return get_preset(preset_name(options.preset, options.algorithm), **{name: getattr(options, name) for name in names})
+    config = get_preset(preset_name(options.preset, options.algorithm), **{name: getattr(options, name) for name in names})
+    # Nothing follows the probe, and replay need hold no more than it sees.
+    return dataclasses.replace(config, member_epochs=1, single_epochs=max(config.probe_epochs, 1))
 
 
 def embedding_configs(options: Embed, config: Any) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from typing import Any
 
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.herd.embeddings import EmbeddingConfig
 from tamherd_jax.maml.learner import MAMLConfig
 from tamherd_jax.pearl.config import PEARLConfig
+from tamherd_jax.serialization import rebuild
 
 ALGORITHMS = ("maml", "pearl")
 CONTROLS = {
@@ -113,28 +113,10 @@ class ExperimentConfig:
         Raises:
           ValueError: in one line, if a field is missing, unknown or impossible.
         """
-        config: ExperimentConfig = _rebuild(cls, document)
+        config: ExperimentConfig = rebuild(cls, document)
         if json.loads(json.dumps(config.to_json())) != document:
             raise ValueError("the configuration does not read back as it was written")
         return config
-
-
-def _rebuild(cls: Any, document: Any) -> Any:
-    """A nested dataclass from plain dictionaries; lists become tuples."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    if not isinstance(document, dict) or set(document) != names:
-        wrong = set(document) ^ names if isinstance(document, dict) else {cls.__name__}
-        raise ValueError(f"the configuration lacks or does not know {min(wrong)}")
-    types, values = typing.get_type_hints(cls), {}
-    for name, value in document.items():
-        if dataclasses.is_dataclass(types[name]):
-            values[name] = _rebuild(types[name], value)
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ValueError(f"the configuration has a value of the wrong type: {error}") from error
 
 
 # What found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in a quarter to a half.

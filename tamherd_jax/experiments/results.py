@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.ledger import taken_steps
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd import clustering
+from tamherd_jax.serialization import write_arrays, write_json
 
 SCHEMA = 1
 ARMS = ("oracle", "single", "herd")
@@ -225,22 +225,3 @@ def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], di
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise ValueError(f"{directory}/results.json is not of this version (schema {SCHEMA})")
     return results, arrays[0], arrays[1]
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write JSON atomically, keys in the order given."""
-    _atomically(path, lambda file: file.write((json.dumps(document, indent=1, allow_nan=False) + "\n").encode()))
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a compressed npz atomically."""
-    _atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-
-
-def _atomically(path: Path, write: Any) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

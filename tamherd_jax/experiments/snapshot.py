@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.clustering import Clusters
+from tamherd_jax.serialization import named_arrays, named_shapes, restore_tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ def take_snapshot(experiment: Experiment, states: bool = True) -> Snapshot:
     """Copy an experiment, between two events of its `run()`, to the host; without the learners' states if so asked."""
     arrays = {f"curves/{name}": np.stack([np.asarray(v) for v in values], 1) for name, values in experiment.curves.items()}
     for arm, state in experiment.states.items() if states else ():
-        arrays |= _named(f"states/{arm}", state)
+        arrays |= named_arrays(f"states/{arm}", state)
     clusters: list[dict[str, Any]] = []
     if experiment.done["embeddings"]:
-        arrays |= _named("embedded", experiment.embedded)
+        arrays |= named_arrays("embedded", experiment.embedded)
         arrays["labels"] = np.stack([np.asarray(c.labels) for c in experiment.clusters])
         for index, found in enumerate(experiment.clusters):
             scores = {name: {str(k): float(v) for k, v in values.items()} for name, values in found.scores.items()}
@@ -54,7 +54,7 @@ def join_snapshots(parts: Sequence[Snapshot]) -> Snapshot:
 def expected_arrays(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Name, shape and dtype of every array but the curves that a snapshot of this experiment holds after `done`."""
     for prefix, tree in _templates(experiment, done):
-        for name, leaf in _named_shapes(prefix, tree).items():
+        for name, leaf in named_shapes(prefix, tree).items():
             yield name, tuple(leaf.shape), str(leaf.dtype)
 
 
@@ -77,9 +77,9 @@ def apply_snapshot(experiment: Experiment, snapshot: Snapshot) -> None:
     names = [name for name in arrays if name.startswith("curves/")]
     experiment.curves = {name.removeprefix("curves/"): list(np.moveaxis(arrays[name], 1, 0)) for name in names}
     for prefix, tree in _templates(experiment, done):
-        if prefix == "labels" or any(name not in arrays for name in _named_shapes(prefix, tree)):
+        if prefix == "labels" or any(name not in arrays for name in named_shapes(prefix, tree)):
             continue
-        restored = _unnamed(prefix, tree, arrays)
+        restored = restore_tree(prefix, tree, arrays)
         if prefix == "embedded":
             experiment.embedded = restored
         else:
@@ -110,32 +110,3 @@ def _templates(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[s
 
 def _batched(tree: Any, *axes: int) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _named(prefix: str, tree: Any) -> dict[str, np.ndarray]:
-    """Leaves by name, on the host."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(prefix, path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
-
-
-def _named_shapes(prefix: str, tree: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(prefix, p): jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for p, leaf in leaves}
-
-
-def _unnamed(prefix: str, template: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The tree that `_named` took apart."""
-
-    def restore(path: Any, leaf: Any) -> Any:
-        array = jnp.asarray(arrays[_name(prefix, path)])
-        return jax.random.wrap_key_data(array) if _is_key(leaf) else array
-
-    return jax.tree_util.tree_map_with_path(restore, template)
-
-
-def _name(prefix: str, path: Any) -> str:
-    return "/".join([prefix, jax.tree_util.keystr(path, simple=True, separator="/")]).rstrip("/")
