@@ -180,7 +180,7 @@ def test_compiling_is_apart_and_work_may_come_from_the_result():
     assert row["bytes"] == pytest.approx(4 * (16 + 16 + 1), abs=32)  # a backend may count the pair's pointers
     assert row["trace_s"] > 0
     assert row["compile_s"] > 0
-    add_ceilings([row], copy_rate=1e3, product_rate=1e3)
+    add_ceilings([row], copy_rate=1e6, product_rate=1e3)
     assert row["ceiling_fraction"] == pytest.approx((144 / 1e3) / row["seconds"]["median"])
 
 

@@ -81,7 +81,7 @@ def test_the_page_is_well_formed_and_loads_nothing(reported):
     for target in re.findall(r'(?:url\(#|href="#)([^)"]+)', text):
         assert target in ids, target
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("svg") == 3 + 4 + 4  # Figure 2, adaptation of each arm, embedding maps of four seeds
+    assert tags.count("svg") == 3 + 4 + 4 + 4  # Figure 2, adaptation of each arm, Figures 3 and 4 of four seeds
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
 
@@ -91,7 +91,9 @@ def test_figures_take_their_colours_from_the_page(reported):
     for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         assert "var(--ink)" in drawing
         assert not set(re.findall(r"#[0-9a-f]{6}\b", drawing)) - {"#ffffff"}
-        assert re.search(r"<text[^>]*>[^<]*return|<text[^>]*>[^<]*principal", drawing)  # words are words, not outlines
+        assert re.search(
+            r"<text[^>]*>[^<]*return|<text[^>]*>[^<]*(?:principal|t-SNE)", drawing
+        )  # words are words, not outlines
 
 
 def find(page, first):

@@ -13,8 +13,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from tamherd_jax.herd.clustering import coordinates
+from tamherd_jax.reporting.embedding_figures import principal_plane, tsne_plane
 from tamherd_jax.reporting.run_files import KNOWN_ARMS, arm_curve, arm_title, arms, included
 
 INK, GRID = "#010101", "#b9b9b9"
@@ -110,10 +111,12 @@ def adaptation(results: dict[str, Any], curves: dict[str, np.ndarray], arm: str)
     return {kind: curves[f"{arm}/{kind}"][rows, -5:].mean(1) for kind in ("before", "after")}
 
 
-def embedding_panels(results: dict[str, Any], embeddings: dict[str, np.ndarray], seeds: int = 4) -> dict[str, Draw]:
-    """First two principal coordinates of the embedded training tasks, a panel a seed: colour the task, marker the cluster."""
+def embedding_panels(
+    results: dict[str, Any], embeddings: dict[str, np.ndarray], seeds: int = 4, projection: str = "pca"
+) -> dict[str, Draw]:
+    """Figure 3 (`pca`) or 4 (`tsne`) of the embedded training tasks, a panel a seed: colour the task, marker the cluster."""
     clustered = [index for index, row in enumerate(results["clusters"]) if not row["failure"]][:seeds]
-    return {embedding_title(results, index): _embedding_panel(results, embeddings, index) for index in clustered}
+    return {embedding_title(results, index): _embedding_panel(results, embeddings, index, projection) for index in clustered}
 
 
 def embedding_title(results: dict[str, Any], index: int) -> str:
@@ -122,17 +125,18 @@ def embedding_title(results: dict[str, Any], index: int) -> str:
     return f"seed {summary['seed']}: Rand index {summary['adjusted_rand_index_bodies']:.2f}"
 
 
-def _embedding_panel(results: dict[str, Any], embeddings: dict[str, np.ndarray], index: int) -> Draw:
+def _embedding_panel(results: dict[str, Any], embeddings: dict[str, np.ndarray], index: int, projection: str) -> Draw:
     def on(axis):
-        points = coordinates(embeddings["gram"][index])
-        points = np.pad(points, [(0, 0), (0, max(0, 2 - points.shape[1]))])[:, :2]
+        project, name = {"pca": (principal_plane, "principal coordinate"), "tsne": (tsne_plane, "t-SNE")}[projection]
+        with threadpool_limits(1):  # t-SNE of tens of points: its threads would wait for each other ten times longer
+            points = project(np.asarray(embeddings["gram"][index], float))
         labels = embeddings["labels"][index]
-        for task, name in enumerate(results["task_set"]["tasks"]):
+        for task, title in enumerate(results["task_set"]["tasks"]):
             for k in np.unique(labels[embeddings["task"] == task]):
                 inside = (embeddings["task"] == task) & (labels == k)
                 look = {"color": COLOURS[task % len(COLOURS)], "marker": _MARKERS[k % len(_MARKERS)], "alpha": 0.8}
-                axis.scatter(*points[inside].T, label=f"{name}, cluster {k}", **look)
-        axis.set(xlabel="principal coordinate 1", ylabel="principal coordinate 2")
+                axis.scatter(*points[inside].T, label=f"{title}, cluster {k}", **look)
+        axis.set(xlabel=f"{name} 1", ylabel=f"{name} 2")
         axis.legend(frameon=False, fontsize="small")
 
     return on

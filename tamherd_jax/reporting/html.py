@@ -79,9 +79,11 @@ def drawings(run: RunFiles) -> dict[str, Any]:
             {arm_title(results, arm): figures.adaptation_panel(results, curves, arm) for arm in arms(results)},
             "before and after adaptation",
         ),
-        "embedding_title": "Embedded training tasks",
-        "embedding_figures": _svgs("map", figures.embedding_panels(results, run.embeddings), "embedding map"),
-        "embedding_images": [],
+        "pca_figures": _svgs("pca", figures.embedding_panels(results, run.embeddings), "embedded tasks, PCA"),
+        "tsne_figures": _svgs(
+            "tsne", figures.embedding_panels(results, run.embeddings, projection="tsne"), "embedded tasks, t-SNE"
+        ),
+        "embedding_images": embed_images(run.directory),
     }
 
 
@@ -89,6 +91,13 @@ def _svgs(prefix: str, panels: dict[str, figures.Draw], what: str) -> list[Figur
     return [
         Figure(figures.svg(draw, f"{prefix}{i}", f"{what}: {title}"), title) for i, (title, draw) in enumerate(panels.items())
     ]
+
+
+def embed_images(directory: Path) -> list[dict[str, str]]:
+    """The figures that `tamherd embed DIR` left in the run's directory, of more tasks and other embeddings."""
+    titles = {"embedding_pca.png": "PCA, from tamherd embed", "embedding_tsne.png": "t-SNE, from tamherd embed"}
+    found = [(directory / "embed" / name, title) for name, title in titles.items()]
+    return [{"title": title, "source": image_source(path)} for path, title in found if path.exists()]
 
 
 def image_source(path: Path) -> str:

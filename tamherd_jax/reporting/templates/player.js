@@ -18,6 +18,7 @@
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const fixed = (value, digits) => value.toFixed(digits).replace(/^-(0\.0+)$/, "$1");
   const longest = () => Math.max(...task.clips.map((clip) => clip.frames.length - 1));
+  const highest = () => Math.max(...task.clips.flatMap((clip) => clip.frames.map((frame) => frame[1] / 1000)));
   const duration = () => longest() * data.bodies[task.body].dt;
 
   // The pose of one link between two frames; an angle goes the short way round.
@@ -34,7 +35,7 @@
     const ratio = devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
     if (canvas.width !== Math.round(width * ratio)) canvas.width = Math.round(width * ratio);
     if (canvas.height !== Math.round(height * ratio)) canvas.height = Math.round(height * ratio);
-    const pen = canvas.getContext("2d"), scale = height / 2.3, torso = pose(clip, 0, at);
+    const pen = canvas.getContext("2d"), scale = height / (0.9 + highest()), torso = pose(clip, 0, at);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     const X = (x) => width / 2 + (x - torso[0]) * scale, Z = (z) => height - 0.35 * scale - z * scale;
