@@ -142,6 +142,7 @@ def run(options: Run) -> int:
         mine = whole
         if jax.process_count() > 1:
             mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
+        mine.check_memory()
     console = Console(quiet=jax.process_index() > 0)
     start = time.perf_counter()
     with mistakes_of_the_user(), agree():

@@ -131,6 +131,21 @@ _PEARL: dict[str, Any] = {
     "test_episodes": 1,
     "test_repeats": 4,
 }
+# At a tenth of the paper's gradient steps the policy has to leave the noise of maximum entropy behind sooner: with the paper's
+# reward scale of 5 a cheetah oracle was at 120 after 16,000 steps, with 25 at 289. Networks are sized for two cores.
+_SMALL_PEARL = PEARLConfig(
+    encoder_sizes=(64, 64),
+    hidden_sizes=(128, 128),
+    learning_rate=1e-3,
+    target_rate=0.01,
+    reward_scale=25.0,
+    prior_steps=400,
+    posterior_steps=400,
+    gradient_steps=800,
+    batch_size=64,
+    context_size=64,
+    replay_capacity=40_000,
+)
 
 PRESETS = {
     "quick": ExperimentConfig(
@@ -145,17 +160,10 @@ PRESETS = {
     "quick-pearl": ExperimentConfig(
         preset="quick-pearl",
         probe_epochs=1,
-        member_epochs=40,
-        single_epochs=42,
+        member_epochs=24,
+        single_epochs=26,
         embedding_tasks=20,
-        pearl=PEARLConfig(
-            encoder_sizes=(64, 64),
-            hidden_sizes=(128, 128),
-            learning_rate=1e-3,
-            gradient_steps=300,
-            batch_size=128,
-            context_size=128,
-        ),
+        pearl=_SMALL_PEARL,
         **_PEARL,
     ),
     "paper-maml": ExperimentConfig(preset="paper-maml", seeds=10, maml=_LITERAL_MAML),

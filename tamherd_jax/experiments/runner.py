@@ -67,9 +67,6 @@ class Experiment:
       seeds: `[S]` some of the configuration's seeds, where several processes share them.
       devices: of this process, that the learners are dealt to; by default its first.
       per_call: learners a device and call; see `map_learners`.
-
-    Raises:
-      ValueError: in one line, if the learners' replay does not fit into memory.
     """
 
     def __init__(
@@ -87,13 +84,13 @@ class Experiment:
         self.env = Locomotion(config.physics, config.expected_action_scale) if env is None else env
         self.members, self.modes = config.clustering.most, len(self.task_set.mode_names)
         self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds) if seeds is None else np.asarray(seeds)
+        self.devices = jax.local_devices()[:1] if devices is None else list(devices)
         self._map = functools.partial(map_learners, devices=devices, per_call=per_call)
         # Where clusters are as many as modes, herd and oracle share one compiled program.
         self.single, self.member, self.expert = map(self.learner_of, (1, self.members, self.modes))
         self.embedding = make_embedding(config.embedding)
         single, oracle, herd = self._main_arms()
         self.arms = {arm.name: arm for arm in (single, oracle, herd, *self._controls(single, herd))}
-        self._check_memory(1 if devices is None else len(devices))
         self.curves: dict[str, list[np.ndarray]] = {}
         self.clusters: list[Clusters] = []
         self.embedded: EmbeddedTasks
@@ -177,14 +174,19 @@ class Experiment:
         }
         return [make[name]() for name in make if name in self.config.controls]
 
-    def _check_memory(self, devices: int) -> None:
-        """Refuse learners whose replay does not fit, before anything is allocated."""
+    def check_memory(self) -> None:
+        """Refuse learners whose replay does not fit into memory; `run` does so before anything is allocated.
+
+        Raises:
+          ValueError: in one line that says what to change.
+        """
         if not isinstance(self.single, ReplayLearner):
             return
-        sizes = [[arm.size for arm in self.arms.values() if arm.trains and stage in arm.stages] for stage in (PROBE, MEMBERS)]
+        trained = [arm for arm in self.arms.values() if arm.trains]
+        at_once = max(sum(arm.size for arm in trained if stage in arm.stages) for stage in (PROBE, MEMBERS))
         # One device keeps all learners and a second copy of those in training; of several, each holds a call's, old and new.
-        learners = len(self.seeds) * (sum(map(sum, sizes)) + max(map(sum, sizes)))
-        self.single.check_memory(learners if devices == 1 or jax.default_backend() == "cpu" else 2)
+        alone = len(self.devices) == 1 or self.devices[0].platform == "cpu"
+        self.single.check_memory(len(self.seeds) * (sum(arm.size for arm in trained) + at_once) if alone else 2)
 
     @property
     def budget(self) -> Budget:
@@ -205,7 +207,12 @@ class Experiment:
     # Stages ----------------------------------------------------------------------------------------------------------
 
     def run(self) -> Iterator[Progress]:
-        """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner."""
+        """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner.
+
+        Raises:
+          ValueError: see `check_memory`.
+        """
+        self.check_memory()
         yield from self.train_probes()
         if not self.done[EMBEDDINGS]:
             yield self._embed_and_cluster()
