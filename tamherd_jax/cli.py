@@ -324,7 +324,7 @@ def gather_and_write(mine: Any, whole: Any, directory: Path) -> None:
         if mine is not whole:
             gather(mine, whole)
         if jax.process_index() == 0:
-            write_episodes(directory)
+            write_episodes(mine, directory)  # of its own first seed
             write_results(whole, directory)  # the last: where it is, the run is finished
     except OSError as error:
         reason = f"cannot write the results to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}"

@@ -11,6 +11,8 @@ import numpy as np
 from tamherd_jax.envs import Locomotion
 from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.envs.locomotion import locomotion_terms
+from tamherd_jax.experiments.herds import sound_herds, trained_herd
+from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
 from tamherd_jax.physics.bodies import NQ
 from tamherd_jax.serialization import write_arrays
@@ -82,11 +84,9 @@ def positions(episode: Episodes, body: int, direction: float, action_scale: floa
     return q
 
 
-def write_episodes(directory: Path) -> None:
-    """Record the first saved herd of a run directory on all its tasks to `episodes.npz`; nothing where there is none."""
-    herds = sorted((directory / "herd").glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
-    if not herds:
-        return
-    herd = Herd.load(herds[0])
-    if isinstance(herd.learner.env, Locomotion):
+def write_episodes(experiment: Experiment, directory: Path) -> None:
+    """Record the first sound herd of a finished experiment on all its tasks to `episodes.npz`; nothing where there is none."""
+    sound = sound_herds(experiment)
+    if sound and isinstance(experiment.env, Locomotion):
+        herd = trained_herd(experiment, sound[0])
         write_arrays(directory / "episodes.npz", record(herd, herd.task_set.task_names))

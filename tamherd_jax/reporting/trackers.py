@@ -164,11 +164,11 @@ def _first_line(error: Exception) -> str:
 def log_event(trackers: Trackers, event: Progress, experiment: Experiment) -> None:
     """An epoch's returns after adaptation: `arm/body` and `arm/task`, mean over seeds, and over all as `arm/all`.
 
-    The step is that of Figure 2: environment steps of the arm's budget; a control's are the herd's.
+    The step is that of Figure 2, environment steps of the arm's budget.
     """
-    task_set, budget = experiment.task_set, experiment.budget
+    task_set = experiment.task_set
     for arm, values in event.returns.items():
-        steps = getattr(budget, arm, budget.herd)(len(experiment.curves[f"{arm}/after"]))
+        steps = experiment.arms[arm].budget(len(experiment.curves[f"{arm}/after"]))
         scalars = {f"{arm}/all": float(values.mean())}
         for mode, body in enumerate(task_set.mode_names):
             scalars[f"{arm}/{body}"] = float(values[:, task_set.modes == mode].mean())
