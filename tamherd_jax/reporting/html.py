@@ -71,10 +71,8 @@ def render(template: str, **values: Any) -> str:
 def drawings(run: RunFiles) -> dict[str, Any]:
     """All figures of the report."""
     results, curves = run.results, run.curves
-    adaptation = {
-        arm_title(results, arm): figures.adaptation_panel(results, curves, arm) for arm in figures.paper_arms(results)
-    }
-    controls = figures.control_arms(results)
+    main, controls = figures.paper_arms(results), figures.control_arms(results)
+    adaptation = {arm_title(results, arm): figures.adaptation_panel(results, curves, arm) for arm in main}
     control_panels = figures.curve_panels(results, curves, controls) if controls else {}
     return {
         "curve_figures": _svgs("curves", figures.curve_panels(results, curves, main), "learning curves"),
