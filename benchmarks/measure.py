@@ -31,7 +31,7 @@ class Prepared:
       run: runs it once and waits for the result.
       row: what preparing it has shown.
       own_clock, close: as in `Call`.
-      seconds: the runs so far.
+      seconds, cpu: the runs so far, and this process's CPU seconds in them.
       calls: runs behind one reading.
     """
 
@@ -41,6 +41,7 @@ class Prepared:
     own_clock: bool = False
     close: Callable[[], Any] | None = None
     seconds: list[float] = dataclasses.field(default_factory=list)
+    cpu: list[float] = dataclasses.field(default_factory=list)
     calls: int = 1
     wanted: int = 1
 
@@ -160,9 +161,10 @@ def timed(prepared: Prepared) -> float:
         if output.memory is not None:
             prepared.row["memory"] = max(prepared.row.get("memory") or 0, output.memory)
         return output.seconds
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     for _ in range(prepared.calls):
         prepared.run()
+    prepared.cpu.append((time.process_time() - busy) / prepared.calls)
     return (time.perf_counter() - start) / prepared.calls
 
 
@@ -171,6 +173,8 @@ def finish(prepared: Prepared) -> None:
     row, summary = prepared.row, summarize(prepared.seconds)
     row["seconds"] = {**dataclasses.asdict(summary), "iqr": summary.iqr, "runs": [round(s, 9) for s in prepared.seconds]}
     row["calls_per_reading"] = prepared.calls
+    if prepared.cpu:
+        row["cpu_s"] = summarize(prepared.cpu).median
     row["rate"] = row["work"] / summary.median
     if theirs := prepared.case.against:
         row["against"] = {"name": theirs.short, "ratio": row["rate"] * theirs.seconds / theirs.work}

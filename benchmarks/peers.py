@@ -87,12 +87,20 @@ def mujoco_rollout(lanes: int, length: int) -> Call:
     return Call(run, close=pool.close)
 
 
+def half_cheetah() -> Any:
+    """Gymnasium's environment, without MuJoCo's remark on its model file."""
+    import gymnasium
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda message: None)
+    return gymnasium.make("HalfCheetah-v5")
+
+
 def gymnasium(parallel: bool, environments: int, length: int) -> Call:
     """Gymnasium's HalfCheetah-v5 in a vector: one after the other, or a process each."""
-    import gymnasium
     from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-    makers = [functools.partial(gymnasium.make, "HalfCheetah-v5")] * environments
+    makers = [half_cheetah] * environments
     vector: Any = AsyncVectorEnv(makers, context="spawn") if parallel else SyncVectorEnv(makers)
     vector.reset(seed=0)
     actions = np.clip(np.random.default_rng(0).normal(size=(length, environments, NU)), -1, 1).astype(np.float32)

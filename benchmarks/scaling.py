@@ -17,18 +17,26 @@ from typing import Any
 from benchmarks.cases import Call, Case, Child, Mode
 
 
-def epoch_of(learners: int, draws: int, episodes: int, horizon: int, physics: str, devices: Any = None) -> Callable[[], Any]:
-    """A function that trains one epoch of so many learners."""
+@functools.cache
+def trainer(draws: int, episodes: int, horizon: int, physics: str, devices: int = 1) -> tuple[Any, Any]:
+    """A learner and its training epoch for an axis of learners, over so many devices; programs are shared by all counts."""
     import jax
-    import numpy as np
 
     from tamherd_jax.envs import Locomotion, ml2
     from tamherd_jax.maml import MAML, MAMLConfig
     from tamherd_jax.parallel import map_learners
 
     learner = MAML(Locomotion(physics, 10.0), draws, MAMLConfig(episodes_per_task=episodes, horizon=horizon))
-    tasks = ml2().tasks
-    train = map_learners(lambda k, s, w: learner.train_epoch(k, s, tasks, w), (0, 0, 0), devices=devices)
+    tasks, chosen = ml2().tasks, jax.local_devices()[:devices]
+    return learner, map_learners(lambda k, s, w: learner.train_epoch(k, s, tasks, w), (0, 0, 0), devices=chosen)
+
+
+def epoch_of(learners: int, *size: Any) -> Callable[[], Any]:
+    """A function that trains one epoch of so many learners; `size` as of `trainer`."""
+    import jax
+    import numpy as np
+
+    learner, train = trainer(*size)
     keys = jax.random.split(jax.random.key(0), learners)
     states = jax.jit(jax.vmap(learner.init))(keys)
     weights = np.ones((learners, 4), np.float32)
@@ -96,12 +104,10 @@ def cases(mode: Mode) -> list[Case]:
 
 def main() -> None:
     """The child."""
-    import jax
-
     from benchmarks.measure import resident_memory
 
     devices, learners, *size = (int(x) for x in sys.argv[1:])
-    epoch = epoch_of(learners, *size, "planar", jax.local_devices()[:devices])
+    epoch = epoch_of(learners, *size, "planar", devices)
     for _ in sys.stdin:
         start = time.perf_counter()
         epoch()

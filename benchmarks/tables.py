@@ -12,7 +12,7 @@ from rich.text import Text
 
 from benchmarks.definitions import UNITS, lines
 
-HEADER = ("case", "compile", "min", "median", "IQR", "rate", "memory", "ops", "bytes", "ceiling")
+HEADER = ("case", "compile", "min", "median", "IQR", "CPU", "rate", "memory", "ops", "bytes", "ceiling")
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -43,7 +43,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         return (row["case"], f"{row['status']}: {row['note']}", *[""] * (len(HEADER) - 2))
     rate = f"{number(row['rate'])} {row['unit']}s/s"
     if row["status"] == "quoted":
-        return (f"{row['case']} ({row['note']})", "", "", seconds(row["seconds"]["median"]), "", rate, "", "", "", "")
+        return (f"{row['case']} ({row['note']})", "", "", seconds(row["seconds"]["median"]), "", "", rate, "", "", "", "")
     if "against" in row:
         rate += f" ({row['against']['ratio']:.1f} x {row['against']['name']}, quoted)"
     time, at_least = row["seconds"], "" if row.get("operations_complete", True) else ">= "
@@ -54,6 +54,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         seconds(time["min"]),
         seconds(time["median"]),
         seconds(time["iqr"]) if time["count"] > 1 else "one run",
+        seconds(row.get("cpu_s")),
         rate,
         number(row.get("memory"), "B"),
         at_least + number(row["operations"]) if row.get("operations") else "",

@@ -6,10 +6,10 @@ Written for this comparison in PyTorch's current idiom, faster than the loops ov
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import functional_call, grad, vmap
 
 Params = dict[str, torch.Tensor]
 
@@ -65,7 +65,11 @@ class TorchMAML:
 
     def loss(self, params: Params) -> torch.Tensor:
         """Outer loss."""
-        return -(log_prob(self.query[1], *self.outputs(params)) * self.query[2]).mean()
+        return self.loss_of(self.outputs(params))
+
+    def loss_of(self, outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Outer loss of the distributions."""
+        return -(log_prob(self.query[1], *outputs) * self.query[2]).mean()
 
     def meta_gradient(self) -> float:
         """Gradient of the outer loss; its sum, so that it is computed."""
@@ -73,25 +77,39 @@ class TorchMAML:
 
     def trust_region_step(self) -> float:
         """Direction by 10 steps of conjugate gradient, then the line search; the loss it ends with."""
-        gradient = flatten(grad(self.loss)(self.params))
-        direction = conjugate_gradient(self.curvature, gradient)
-        size = math.sqrt(0.02 / (float(direction @ self.curvature(direction)) + 1e-8))
-        old = self.outputs(self.params)
-        before = float(self.loss(self.params))
-        for backtracks in range(15):
-            candidate = self.unflatten(flatten(self.params) - 0.8**backtracks * size * direction)
-            new = self.outputs(candidate)
-            after = float(-(log_prob(self.query[1], *new) * self.query[2]).mean())
-            if after < before and float(kl(old, new)) <= 0.01:
-                return after
-        return before
+        theta = {name: p.clone().requires_grad_() for name, p in self.params.items()}
+        outputs = self.outputs(theta)
+        loss = self.loss_of(outputs)
+        gradient = flatten_all(torch.autograd.grad(loss, list(theta.values()), retain_graph=True))
+        product = self.curvature(outputs, theta)
+        direction = conjugate_gradient(product, gradient)
+        size = math.sqrt(0.02 / (float(direction @ product(direction)) + 1e-8))
+        old = (outputs[0].detach(), outputs[1].detach())
+        flat = flatten_all(self.params.values())
+        with torch.no_grad():
+            for backtracks in range(15):
+                new = self.outputs(self.unflatten(flat - 0.8**backtracks * size * direction))
+                after = float(self.loss_of(new))
+                if after < float(loss) and float(kl(old, new)) <= 0.01:
+                    return after
+        return float(loss)
 
-    def curvature(self, vector: torch.Tensor) -> torch.Tensor:
-        """Damped product with the curvature of the mean KL divergence, `J^T G J v`."""
-        (mean, log_std), tangent = jvp(self.outputs, (self.params,), (self.unflatten(vector),))
-        count = mean[..., 0].numel()
-        cotangent = (torch.exp(-2 * log_std) * tangent[0] / count, 2 * tangent[1] / count)
-        return flatten(vjp(self.outputs, self.params)[1](cotangent)[0]) + 1e-5 * vector
+    def curvature(self, outputs: tuple[torch.Tensor, ...], theta: Params) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Damped products with the curvature of the mean KL divergence, `J^T G J v`; the graph of J is built once.
+
+        J v is the derivative of the pullback `J^T u` with respect to u: two backward passes a product, nothing recomputed.
+        """
+        params = list(theta.values())
+        dummies = [torch.zeros_like(out, requires_grad=True) for out in outputs]
+        pullback = torch.autograd.grad(outputs, params, dummies, create_graph=True)
+        precision, count = torch.exp(-2 * outputs[1].detach()), outputs[0][..., 0].numel()
+
+        def product(vector: torch.Tensor) -> torch.Tensor:
+            mean, log_std = torch.autograd.grad(pullback, dummies, list(self.unflatten(vector).values()), retain_graph=True)
+            cotangent = (precision * mean / count, 2 * log_std / count)
+            return flatten_all(torch.autograd.grad(outputs, params, cotangent, retain_graph=True)) + 1e-5 * vector
+
+        return product
 
     def unflatten(self, flat: torch.Tensor) -> Params:
         """Parameters from one vector."""
@@ -99,9 +117,9 @@ class TorchMAML:
         return {name: part.view_as(p) for (name, p), part in zip(self.params.items(), parts, strict=True)}
 
 
-def flatten(params: Params) -> torch.Tensor:
-    """Parameters as one vector."""
-    return torch.cat([p.reshape(-1) for p in params.values()])
+def flatten_all(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Tensors as one vector."""
+    return torch.cat([t.reshape(-1) for t in tensors])
 
 
 def log_prob(actions: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import tyro
 
 from tamherd_jax.commands import UserError, mistakes_of_the_user
+from tamherd_jax.commands.embed import Embed, embed
+from tamherd_jax.commands.embedding_options import EmbeddingOptions
 from tamherd_jax.commands.evaluate import Evaluate, evaluate
 from tamherd_jax.commands.report import Report, report, show_report
 from tamherd_jax.commands.view import View, view
@@ -24,7 +26,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tamher
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(EmbeddingOptions):
     """Train and evaluate probe, herd, single learner and oracle on ML2, and print the paper's table."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -42,6 +44,10 @@ class Run:
     with commas between them. By default none."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run directory. By default a new one under runs/."""
+    embedding: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """How tasks are embedded; fisher, transition, gradient, latent or another name that tamherd embed --help lists."""
+    probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Epochs after which the single learner is frozen as the probe; 0 leaves the probe untrained. By default the preset's."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -69,6 +75,7 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[View, tyro.conf.subcommand("view")]
+    | Annotated[Embed, tyro.conf.subcommand("embed")]
 )
 
 
@@ -76,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit status 0 on success, 2 with one line on standard error for a mistake of the user's."""
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        actions: dict[type, Any] = {Run: run, Report: report, Evaluate: evaluate, View: view}
+        actions: dict[type, Any] = {Run: run, Report: report, Evaluate: evaluate, View: view, Embed: embed}
         status = actions[type(command)](command)  # None is 0
     except UserError as error:
         sys.stderr.write(f"tamherd: {' '.join(str(error).split())}\n")
@@ -135,6 +142,7 @@ def run(options: Run) -> int:
         mine = whole
         if jax.process_count() > 1:
             mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
+        mine.check_memory()
     console = Console(quiet=jax.process_index() > 0)
     start = time.perf_counter()
     with mistakes_of_the_user(), agree():
@@ -187,10 +195,16 @@ def new_config(options: Run) -> Any:
     """
     from tamherd_jax.experiments.config import get_preset, parse_controls, preset_name
 
-    overrides = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
+    overrides: dict[str, Any] = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
     name = preset_name(options.preset, options.algorithm)
-    controls = parse_controls(options.controls, get_preset(name, **overrides).algorithm)
-    return get_preset(name, member_epochs=options.epochs, physics=options.physics, controls=controls, **overrides)
+    preset = get_preset(name, **overrides)
+    overrides |= {
+        "controls": parse_controls(options.controls, preset.algorithm),
+        "embedding": options.embedding_config(options.embedding, preset.embedding),
+        "clustering": options.clustering(preset.clustering),
+        "probe_epochs": options.probe_epochs,
+    }
+    return get_preset(name, member_epochs=options.epochs, physics=options.physics, **overrides)
 
 
 def read_config(options: Run) -> Any:
@@ -213,11 +227,14 @@ def read_config(options: Run) -> Any:
     fields = {"epochs": "member_epochs"}
     named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
     named["controls"] = parse_controls(options.controls, config.algorithm)
-    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics", "controls"):
+    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics", "controls", "probe_epochs"):
         asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {asked} contradicts {path}, where it is {started}; leave it out to go on")
+    parts = options.embedding_config(options.embedding, config.embedding), options.clustering(config.clustering)
+    if parts != (config.embedding, config.clustering):
+        raise ValueError(f"the options on embedding and clustering contradict {path}; leave them out to go on")
     return config
 
 

@@ -180,7 +180,7 @@ def test_compiling_is_apart_and_work_may_come_from_the_result():
     assert row["bytes"] == pytest.approx(4 * (16 + 16 + 1), abs=32)  # a backend may count the pair's pointers
     assert row["trace_s"] > 0
     assert row["compile_s"] > 0
-    add_ceilings([row], copy_rate=1e3, product_rate=1e3)
+    add_ceilings([row], copy_rate=1e6, product_rate=1e3)
     assert row["ceiling_fraction"] == pytest.approx((144 / 1e3) / row["seconds"]["median"])
 
 
@@ -261,8 +261,7 @@ def test_what_cannot_be_counted_is_said():
     assert unknown == (2 * 8**3, False)
     host = operations(lambda x: jax.pure_callback(lambda x: np.asarray(x), jax.ShapeDtypeStruct((8, 8), x.dtype), x), x)
     assert host == (0.0, False)
-    assert "&" not in tables.cells(timing(1.0, operations=5.0, operations_complete=False))[7]
-    assert tables.cells(timing(1.0, operations=5.0, operations_complete=False))[7] == ">= 5"
+    assert tables.cells(timing(1.0, operations=5.0, operations_complete=False))[8] == ">= 5"
 
 
 def test_integers_and_moves_are_free():
@@ -376,3 +375,18 @@ def test_a_file_cut_short_is_refused(tmp_path):
 def test_numbers_read_well(value, as_number, as_seconds):
     assert tables.number(value) == as_number
     assert tables.seconds(value) == as_seconds
+
+
+def test_the_pytorch_peer_computes_the_same_curvature():
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_maml
+
+    peer = torch_maml.TorchMAML(2, 2, 4, 3, 2)
+    theta = {name: p.clone().requires_grad_() for name, p in peer.params.items()}
+    outputs, flat = peer.outputs(theta), torch_maml.flatten_all(peer.params.values())
+    old = tuple(out.detach() for out in outputs)
+    vector = torch.randn_like(flat)
+    expected = torch.autograd.functional.hvp(lambda x: torch_maml.kl(old, peer.outputs(peer.unflatten(x))), flat, vector)[1]
+    found = peer.curvature(outputs, theta)(vector) - 1e-5 * vector
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3, atol=1e-6)
+    assert peer.trust_region_step() < float(peer.loss(peer.params))

@@ -34,6 +34,7 @@ class Arm:
       explore: exploration episodes of a meta-test.
       budget: epochs -> environment steps that may have been taken after each, `[epochs]`.
       charged: what its steps begin with, of "probe" and "embedding".
+      grouped: every seed has its own number of learners, at most A; the others of the A are never trained or given a task.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Arm:
     explore: int
     budget: Callable[[int], np.ndarray]
     charged: tuple[str, ...] = ()
+    grouped: bool = False
 
     @property
     def trains(self) -> bool:

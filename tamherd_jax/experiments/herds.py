@@ -19,6 +19,7 @@ def trained_herd(experiment: Experiment, index: int) -> Herd:
     parts = {"probe": experiment.states["probe"], "members": experiment.states["herd"]}
     if isinstance(learner, ReplayLearner):  # a trained herd acts, it does not train
         parts = {name: learner.snapshot(state) for name, state in parts.items()}
+    parts["members"] = jax.tree.map(lambda leaf: leaf[:, : experiment.member_counts()[index]], parts["members"])
     parts["embedded"] = experiment.embedded
     return Herd(
         learner=learner,

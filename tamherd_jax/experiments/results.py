@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 import tamherd_jax
+from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.ledger import taken_steps
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd import clustering
@@ -153,7 +154,7 @@ def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index
     task_set, clusters = experiment.task_set, experiment.clusters[index]
     tasks = np.asarray(experiment.embedded_index)
     modes = task_set.modes[tasks]
-    share = curves["herd/share"][index]  # [E, N, K], of the repeats of a meta-test
+    share = curves["herd/share"][index, :, :, : clusters.k]  # [E, N, K], of the repeats of a meta-test
     repeats = experiment.config.test_repeats
     counts = {
         name: [int(np.sum((tasks == n) & (clusters.labels == k))) for k in range(clusters.k)]
@@ -177,6 +178,11 @@ def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index
     }
 
 
+def learners(experiment: Experiment, arm: Arm) -> int:
+    """How many learners an arm trains a seed; where seeds differ, their mean, rounded."""
+    return round(float(experiment.member_counts(arm.name).mean())) if arm.grouped else arm.size
+
+
 def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, Any]:
     """Environment steps per seed: the budget of each part, and what was really taken (spec 4.7)."""
     budget = experiment.budget
@@ -193,7 +199,7 @@ def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, A
             **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in arm_names(experiment)},
         },
         "meta_updates": {
-            name: curves[f"{name}/steps"].shape[1] * arm.size * getattr(arm.learner, "updates_per_epoch", 1)
+            name: curves[f"{name}/steps"].shape[1] * learners(experiment, arm) * getattr(arm.learner, "updates_per_epoch", 1)
             for name, arm in experiment.arms.items()
             if arm.trains
         },

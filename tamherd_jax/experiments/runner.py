@@ -19,7 +19,7 @@ from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
-from tamherd_jax.herd.learner import ReplayLearner
+from tamherd_jax.herd.learner import EpochMetrics, ReplayLearner
 from tamherd_jax.parallel import concatenate, map_learners
 
 _ROLES = (
@@ -67,9 +67,6 @@ class Experiment:
       seeds: `[S]` some of the configuration's seeds, where several processes share them.
       devices: of this process, that the learners are dealt to; by default its first.
       per_call: learners a device and call; see `map_learners`.
-
-    Raises:
-      ValueError: in one line, if the learners' replay does not fit into memory.
     """
 
     def __init__(
@@ -85,23 +82,31 @@ class Experiment:
         self.config = config
         self.task_set = ml2() if task_set is None else task_set
         self.env = Locomotion(config.physics, config.expected_action_scale) if env is None else env
-        self.members, self.modes = int(config.clustering.clusters), len(self.task_set.mode_names)
+        self.members, self.modes = config.clustering.most, len(self.task_set.mode_names)
         self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds) if seeds is None else np.asarray(seeds)
+        self.devices = jax.local_devices()[:1] if devices is None else list(devices)
         self._map = functools.partial(map_learners, devices=devices, per_call=per_call)
-        learner = functools.partial(make_learner, config, self.env, len(self.task_set))
-        self.single, self.member = learner(), learner(self.members)
         # Where clusters are as many as modes, herd and oracle share one compiled program.
-        self.expert = self.member if self.members == self.modes else learner(self.modes)
+        self.single, self.member, self.expert = map(self.learner_of, (1, self.members, self.modes))
         self.embedding = make_embedding(config.embedding)
         single, oracle, herd = self._main_arms()
         self.arms = {arm.name: arm for arm in (single, oracle, herd, *self._controls(single, herd))}
-        self._check_memory(1 if devices is None else len(devices))
         self.curves: dict[str, list[np.ndarray]] = {}
         self.clusters: list[Clusters] = []
         self.embedded: EmbeddedTasks
         self.cluster_failures: dict[int, str] = {}
         self.states: dict[str, Any] = {}
         self.done = dict.fromkeys(STAGES, 0)
+
+    @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
+    def learner_of(self, count: int) -> Any:
+        """The learner, of `count` that share an epoch's task draws."""
+        return make_learner(self.config, self.env, len(self.task_set), count)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether every seed has its own number of members."""
+        return self.config.clustering.clusters == "auto"
 
     def _main_arms(self) -> tuple[Arm, ...]:
         """The paper's three."""
@@ -137,6 +142,7 @@ class Experiment:
             role="herd",
             learner=self.member,
             size=self.members,
+            grouped=self.grouped,
             weights=self.member_weights,
             assign=functools.partial(self._nearest_member, "herd"),
             explore=c.explore_episodes - c.probe_test_episodes,
@@ -168,26 +174,32 @@ class Experiment:
         }
         return [make[name]() for name in make if name in self.config.controls]
 
-    def _check_memory(self, devices: int) -> None:
-        """Refuse learners whose replay does not fit, before anything is allocated."""
+    def check_memory(self) -> None:
+        """Refuse learners whose replay does not fit into memory; `run` does so before anything is allocated.
+
+        Raises:
+          ValueError: in one line that says what to change.
+        """
         if not isinstance(self.single, ReplayLearner):
             return
-        sizes = [[arm.size for arm in self.arms.values() if arm.trains and stage in arm.stages] for stage in (PROBE, MEMBERS)]
+        trained = [arm for arm in self.arms.values() if arm.trains]
+        at_once = max(sum(arm.size for arm in trained if stage in arm.stages) for stage in (PROBE, MEMBERS))
         # One device keeps all learners and a second copy of those in training; of several, each holds a call's, old and new.
-        learners = len(self.seeds) * (sum(map(sum, sizes)) + max(map(sum, sizes)))
-        self.single.check_memory(learners if devices == 1 or jax.default_backend() == "cpu" else 2)
+        alone = len(self.devices) == 1 or self.devices[0].platform == "cpu"
+        self.single.check_memory(len(self.seeds) * (sum(arm.size for arm in trained) + at_once) if alone else 2)
 
     @property
     def budget(self) -> Budget:
         """Environment steps that each part may take."""
         c, preparation = self.config, 0
+        counts = range(1, self.members + 1) if self.grouped else (self.members,)
         if isinstance(self.single, ReplayLearner):
             preparation = self.single.preparation_steps * len(self.task_set)
         return Budget(
             single_epoch=self.single.steps_per_epoch,
-            herd_epoch=self.members * self.member.steps_per_epoch,
+            herd_epoch=max(count * self.learner_of(count).steps_per_epoch for count in counts),
             oracle_epoch=self.modes * self.expert.steps_per_epoch,
-            probe=preparation + c.probe_epochs * self.single.steps_per_epoch,
+            probe=preparation * (c.probe_epochs > 0) + c.probe_epochs * self.single.steps_per_epoch,
             embedding=c.embedding_tasks * c.embedding_episodes * self.single.horizon,
             preparation=preparation,
         )
@@ -195,14 +207,24 @@ class Experiment:
     # Stages ----------------------------------------------------------------------------------------------------------
 
     def run(self) -> Iterator[Progress]:
-        """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner."""
-        yield from self._train_and_test(PROBE, 0)
-        if "probe" not in self.states:
-            self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.snapshot(self.states["single"]))
+        """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner.
+
+        Raises:
+          ValueError: see `check_memory`.
+        """
+        self.check_memory()
+        yield from self.train_probes()
         if not self.done[EMBEDDINGS]:
             yield self._embed_and_cluster()
         yield from self._train_and_test(MEMBERS, 0)
         yield from self._train_and_test(SINGLE, self.config.probe_epochs)
+
+    def train_probes(self) -> Iterator[Progress]:
+        """The first stage alone; afterwards `states["probe"]` `[S, ...]` are the probes."""
+        yield from self._train_and_test(PROBE, 0)
+        if "probe" not in self.states:
+            trained = self.states["single"] if self.config.probe_epochs else self._init(self.arms["single"])
+            self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.snapshot(trained))
 
     def epochs(self, stage: str) -> int:
         """Epochs that a stage has."""
@@ -218,8 +240,11 @@ class Experiment:
         """The epochs of a stage that are not done yet; its learners had `before` epochs in earlier stages."""
         arms = [arm for arm in self.arms.values() if stage in arm.stages]
         for epoch in range(self.done[stage] + 1, self.epochs(stage) + 1):
-            for learner in dict.fromkeys(arm.learner for arm in arms if arm.trains):
-                self._train(learner, [arm for arm in arms if arm.trains and arm.learner is learner], before + epoch)
+            whole = [arm for arm in arms if arm.trains and not arm.grouped]
+            for learner in dict.fromkeys(arm.learner for arm in whole):
+                self._train(learner, [arm for arm in whole if arm.learner is learner], before + epoch)
+            for arm in (arm for arm in arms if arm.trains and arm.grouped):
+                self._train_grouped(arm, before + epoch)
             for arm in arms:
                 self._test(arm, before + epoch)
             yield self._progress(stage, epoch, arms)
@@ -292,16 +317,17 @@ class Experiment:
             try:
                 clusters.append(cluster(gram, self.config.clustering, int(self.seeds[index])))
             except ValueError as error:
-                failures[index] = str(error)
-                clusters.append(Clusters(np.arange(len(gram)) % self.members, self.members, {"silhouette": {}}))
+                failures[index], shares = str(error), 1 if self.grouped else self.members
+                clusters.append(Clusters(np.arange(len(gram)) % shares, shares, {"silhouette": {}}))
         return Partition(probe, embedded, clusters, failures)
 
     @functools.cached_property
     def _random_partition(self) -> Partition:
         """The trained probe's embeddings, in clusters of equal size that are drawn at random."""
-        shares = jnp.arange(len(self.embedded_index)) % self.members
-        labels = jax.vmap(lambda key: jax.random.permutation(key, shares))(self._keys("random_clusters"))
-        clusters = [Clusters(row.astype(np.int64), self.members, {"silhouette": {}}) for row in np.asarray(labels)]
+        counts = self.member_counts()
+        shares = np.arange(len(self.embedded_index)) % counts[:, None]
+        labels = np.asarray(jax.vmap(jax.random.permutation)(self._keys("random_clusters"), shares)).astype(np.int64)
+        clusters = [Clusters(row, int(k), {"silhouette": {}}) for row, k in zip(labels, counts, strict=True)]
         return Partition(self.states.get("probe"), self.embedded, clusters, {})
 
     @functools.cached_property
@@ -320,6 +346,11 @@ class Experiment:
         if arm == "untrained-probe":
             return self._untrained_partition
         return Partition(self.states.get("probe"), self.embedded, self.clusters, self.cluster_failures)
+
+    def member_counts(self, arm: str = "herd") -> np.ndarray:
+        """`[S]` how many members each seed's herd has."""
+        clusters = self.partition(arm).clusters
+        return np.array([found.k if self.grouped else self.members for found in clusters], np.int32)
 
     def member_weights(self, arm: str = "herd") -> np.ndarray:
         """`[S, K, N]` each member's distribution over tasks: the empirical one of its cluster, however impure."""
@@ -390,6 +421,32 @@ class Experiment:
         keys = _flatten(jnp.concatenate([self._row_keys(arm.role, arm.size) for arm in arms], 1))
         weights = _flatten(np.concatenate([arm.weights() for arm in arms], 1))
         faults = _flatten(np.concatenate([self.faults(arm.name, arm.size) for arm in arms], 1))
+        out = self._train_rows(learner, keys, states, weights, faults, epoch)
+        del states
+        self._take_rows(arms, *out)
+
+    def _train_grouped(self, arm: Arm, epoch: int) -> None:
+        """One epoch of a herd whose seeds have different numbers of members: those with as many share a program.
+
+        A seed's rows beyond its members are never trained: they take no steps, and their returns and diagnostics are NaN.
+        """
+        if epoch == 1:
+            self.states[arm.name] = self._init(arm)
+        keys, weights, counts = self._row_keys(arm.role, arm.size), arm.weights(), self.member_counts(arm.name)
+        states, faults, metrics = self.states.pop(arm.name), self.faults(arm.name, arm.size), None
+        for count in map(int, np.unique(counts)):
+            rows = np.ix_(np.flatnonzero(counts == count), np.arange(count))
+            pick = functools.partial(jax.tree.map, lambda leaf, rows=rows: _flatten(leaf[rows]))
+            out = self._train_rows(self.learner_of(count), pick(keys), pick(states), pick(weights), pick(faults), epoch)
+            metrics = _unmeasured(out[1], counts.size, arm.size) if metrics is None else metrics
+            states, metrics, faults = (
+                jax.tree.map(lambda whole, part, rows=rows: _put(whole, rows, part), *pair)
+                for pair in zip((states, metrics, faults), out, strict=True)
+            )
+        self._take_rows([arm], *jax.tree.map(_flatten, (states, metrics, faults)))
+
+    def _train_rows(self, learner: Any, keys: Any, states: Any, weights: Any, faults: Any, epoch: int) -> tuple[Any, Any, Any]:
+        """States, metrics and faults of the flat axis of L learners after one more epoch; the first includes preparation."""
         tasks, prepared = self.task_set.tasks, None
         if epoch == 1 and isinstance(learner, ReplayLearner):
             states, prepared = self._prepare_program(keys, states, tasks, weights)
@@ -398,7 +455,7 @@ class Experiment:
             metrics = dataclasses.replace(
                 metrics, steps=metrics.steps + prepared.steps, nonfinite=metrics.nonfinite + prepared.nonfinite
             )
-        self._take_rows(arms, states, metrics, faults)
+        return states, metrics, faults
 
     def _take_rows(self, arms: list[Arm], *flat: Any) -> None:
         """Hand each arm its rows `[S, A, ...]` of an epoch's states, metrics and faults `[L, ...]`."""
@@ -485,13 +542,14 @@ class Experiment:
     def _member_of_mode(self, epoch: int) -> np.ndarray:
         """The member of the trained herd whose training tasks are most often of the test task's mode."""
         of_mode = self.member_weights() @ (self.task_set.mode_weights() > 0).T.astype(np.float32)  # [S, K, modes]
-        return of_mode.argmax(1)[:, self.task_set.modes[self.test_index]]
+        exists = np.arange(self.members) < self.member_counts()[:, None]
+        return np.where(exists[..., None], of_mode, -1.0).argmax(1)[:, self.task_set.modes[self.test_index]]
 
     def _random_member(self, epoch: int) -> jax.Array:
-        def draw(key):
-            return jax.random.randint(jax.random.fold_in(key, epoch), self.test_index.shape, 0, self.members)
+        def draw(key, count):
+            return jax.random.randint(jax.random.fold_in(key, epoch), self.test_index.shape, 0, count)
 
-        return jax.vmap(draw)(self._keys("random_assignment"))
+        return jax.vmap(draw)(self._keys("random_assignment"), self.member_counts())
 
     @functools.cached_property
     def _assign_program(self) -> Any:
@@ -522,6 +580,28 @@ def first_nonfinite(state: Any) -> jax.Array:
 
 def _is_float(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _put(whole: Any, rows: Any, part: Any) -> Any:
+    """`whole` `[S, A, ...]` with some rows replaced by those of `part` `[L, ...]`, on the host where it is there."""
+    shape = np.broadcast_shapes(*(index.shape for index in rows))
+    part = part.reshape(*shape, *part.shape[1:])
+    if not isinstance(whole, np.ndarray):
+        return whole.at[rows].set(part)
+    whole = whole.copy()
+    whole[rows] = np.asarray(part)
+    return whole
+
+
+def _unmeasured(metrics: EpochMetrics, seeds: int, size: int) -> EpochMetrics:
+    """Metrics `[S, A, ...]` of learners that were not trained: no steps, and NaN for what was not measured."""
+
+    def blank(leaf: Any) -> np.ndarray:
+        return np.full((seeds, size, *leaf.shape[1:]), np.nan, np.float32)
+
+    unknown = jax.tree.map(blank, metrics)
+    nothing = {name: np.zeros((seeds, size), getattr(metrics, name).dtype) for name in ("steps", "nonfinite")}
+    return unknown.replace(**nothing)
 
 
 def _flatten(leaf: Any) -> Any:

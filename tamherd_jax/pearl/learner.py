@@ -105,7 +105,8 @@ class PEARL:
             return
         available = int(_MEMORY_SHARE * available)
         fitting = int(self.config.replay_capacity * available / (learners * self.replay_bytes))
-        advice = f"lower replay_capacity from {self.config.replay_capacity} to {fitting}, or train fewer seeds at once"
+        fewer = "train fewer seeds at once (--seeds, --first-seed)"
+        advice = f"lower replay_capacity from {self.config.replay_capacity} to {fitting}, or {fewer}"
         replay.check_memory(learners * self.replay_bytes, available, advice)
 
     def init(self, key: jax.Array) -> PEARLState:
