@@ -56,6 +56,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         versions=versions(results),
         command=f"tamherd report {shlex.quote(str(run.directory))}",
         report_script=(TEMPLATES / "report.js").read_text(),
+        embedding_text=", ".join(f"{name} {value}" for name, value in results["config"].get("embedding", {}).items()),
         **drawings(run),
         **player(run),
     )
