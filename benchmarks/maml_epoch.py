@@ -1,80 +1,99 @@
-"""One MAML epoch, split into sampling and update: `python -m benchmarks.maml_epoch [--physics NAME] [--learners L]`.
+"""One MAML epoch and its parts: 20 tasks x 10 episodes x 100 steps before adaptation and as many after, then the update.
 
-20 tasks x 10 episodes x 100 steps before and after adaptation, 40,000 environment steps of ML2. garage's MAML-TRPO takes 17.3 s
-for the same work on two EPYC cores (quoted: 12.9 s sampling, 4.0 s update).
+The whole epoch is timed on ML2, where walkers fall and their steps stop counting, and on cheetahs alone, all of whose 40,000
+steps count, which is what garage's quoted figure is of.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from benchmarks.cases import Case, Mode, Program, Quoted
+from benchmarks.quoted import GARAGE
 from tamherd_jax.envs import Locomotion, ml2, systematic_resample, take_tasks
-from tamherd_jax.maml import MAML
-from tamherd_jax.parallel import map_learners
+from tamherd_jax.maml import MAML, MAMLConfig
 
-QUOTED_GARAGE_SECONDS = 17.3
-
-
-def timed(fn, *args, repeats: int) -> tuple[float, list[float]]:
-    """Seconds of the first call (compilation included) and of each further one."""
-    start = time.perf_counter()
-    jax.block_until_ready(fn(*args))
-    first, times = time.perf_counter() - start, []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(fn(*args))
-        times.append(time.perf_counter() - start)
-    return first, times
+ML2_WEIGHTS, CHEETAHS = (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 0.0, 0.0)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--physics", default="auto")
-    parser.add_argument("--learners", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=10)
-    options = parser.parse_args()
-    tasks, env = ml2().tasks, Locomotion(options.physics, 10.0)
-    learner = MAML(env, 20)
-    keys = jnp.stack([jax.random.key(i) for i in range(options.learners)])
-    states = jax.vmap(learner.init)(keys)
-    weights = np.ones((options.learners, 4), np.float32)
+class Epoch:
+    """A learner and the data of one epoch, as its parts want them."""
 
-    def collect(key, params):
-        drawn = take_tasks(tasks, systematic_resample(key, jnp.ones(4), 20))
-        return jax.vmap(lambda k, task: learner._collect(k, params, task, 10))(jax.random.split(key, 20), drawn)
+    def __init__(self, physics: str, draws: int, config: MAMLConfig):
+        self.learner = MAML(Locomotion(physics, 10.0), draws, config)
+        self.draws, self.episodes = draws, config.episodes_per_task
+        self.tasks = ml2().tasks
+        self.state = jax.jit(self.learner.init)(jax.random.key(0))
 
-    def batches(state, episodes):
-        return jax.vmap(lambda e: learner._batch(state.value_params, e))(episodes)
+    def whole(self, key: jax.Array, state: Any, weights: jax.Array) -> Any:
+        """All of it, and the environment steps that counted."""
+        state, metrics = self.learner.train_epoch(key, state, self.tasks, weights)
+        return state, metrics.steps
 
-    def update(params, support, query):
-        return learner._outer_step(params, support, query)[0]
+    def sample(self, key: jax.Array, params: Any) -> Any:
+        """Episodes `[M, R, T, ...]` of one side."""
+        drawn = take_tasks(self.tasks, systematic_resample(key, jnp.ones(4), self.draws))
+        collect = jax.vmap(lambda k, task: self.learner._collect(k, params, task, self.episodes))
+        return collect(jax.random.split(key, self.draws), drawn)
 
-    episodes = map_learners(collect, (0, 0))(keys, states.params)
-    data = map_learners(batches, (0, 0))(states, episodes)
-    parts = {
-        "sampling (20,000 steps, once of two)": (map_learners(collect, (0, 0)), (keys, states.params)),
-        "baseline and advantages (once of two)": (map_learners(batches, (0, 0)), (states, episodes)),
-        "trust-region update": (map_learners(update, (0, 0, 0)), (states.params, data, data)),
-        "whole epoch (40,000 steps)": (
-            map_learners(lambda k, s, w: learner.train_epoch(k, s, tasks, w), (0, 0, 0)),
-            (keys, states, weights),
-        ),
-    }
-    print(f"{jax.devices()[0].device_kind}, physics {env.backend}, {options.learners} learner(s), {options.repeats} repeats")
-    for name, (fn, args) in parts.items():
-        first, times = timed(fn, *args, repeats=options.repeats)
-        spread = f"min {min(times):6.3f}  median {np.median(times):6.3f}  max {max(times):6.3f} s"
-        print(f"{name:40s} first call {first:6.2f} s   {spread}")
-    median = float(np.median(times)) / options.learners
-    ratio = QUOTED_GARAGE_SECONDS / median
-    print(f"{40_000 / median:,.0f} budgeted steps/s, {ratio:.1f} x garage ({QUOTED_GARAGE_SECONDS} s, quoted)")
+    def adapt(self, state: Any, episodes: Any) -> Any:
+        """Baseline, advantages and inner step of every task."""
+
+        def one(episodes: Any) -> Any:
+            batch = self.learner._batch(state.value_params, episodes)
+            return batch, self.learner._adapt(state.params, batch)
+
+        return jax.vmap(one)(episodes)
+
+    def update(self, params: Any, support: Any, query: Any) -> Any:
+        """The trust-region step."""
+        return self.learner._outer_step(params, support, query)
+
+    @functools.cached_property
+    def data(self) -> tuple[Any, Any]:
+        """Episodes of one side, and them with advantages."""
+        episodes = jax.jit(self.sample)(jax.random.key(1), self.state.params)
+        return episodes, jax.jit(self.adapt)(self.state, episodes)[0]
 
 
-if __name__ == "__main__":
-    main()
+def whole_epoch(epoch: Epoch, weights: Sequence[float]) -> Program:
+    """The epoch on tasks in proportion to `weights`."""
+    return Program(epoch.whole, (jax.random.key(2), epoch.state, jnp.asarray(weights)))
+
+
+def cases(mode: Mode) -> list[Case | Quoted]:
+    """Whole epochs by backend; the parts on the default backend."""
+    backends = mode.pick(("mujoco",), ("mujoco",), ("mujoco", "planar"), ("planar",))
+    draws = mode.pick(4, 20, 20)
+    config = mode.pick(MAMLConfig(episodes_per_task=2, horizon=5), MAMLConfig(), MAMLConfig())
+    make = functools.cache(lambda physics: Epoch(physics, draws, config))
+    found: list[Case | Quoted] = []
+    for name in backends:
+        for label, weights in (("ML2", ML2_WEIGHTS), ("cheetahs", CHEETAHS)):
+            job = functools.partial(lambda name, weights: whole_epoch(make(name), weights), name, weights)
+            theirs = GARAGE[0] if weights is CHEETAHS else None
+            case = Case(f"whole epoch, {name}, {label}", job, "environment step", lambda out: float(out[1]), against=theirs)
+            found.append(case)
+    first = backends[0]
+
+    def sampling() -> Program:
+        return Program(make(first).sample, (jax.random.key(1), make(first).state.params))
+
+    def adaptation() -> Program:
+        return Program(make(first).adapt, (make(first).state, make(first).data[0]))
+
+    def update() -> Program:
+        return Program(make(first).update, (make(first).state.params, make(first).data[1], make(first).data[1]))
+
+    return [
+        *found,
+        Case(f"sampling, one side of two, {first}", sampling, "environment step", lambda out: float(out.valid.sum())),
+        Case("adaptation, one side of two: baseline, advantages, inner step", adaptation, "epoch", 1.0),
+        Case("update: trust-region step", update, "epoch", 1.0),
+        *(GARAGE if mode.name != "smoke" else GARAGE[:1]),
+    ]

@@ -1,26 +1,22 @@
-"""PEARL's gradient steps at the paper's sizes: `python -m benchmarks.pearl [--learners L] [--precision P] [--steps N]`.
-
-Meta-batch 4 x 256 transitions, contexts of 256, networks of 300 units, observations and actions of ML2 (17 and 6). Transitions
-are random: no environment is stepped. The authors' PyTorch code takes about 100 ms a step on two EPYC cores (quoted).
+"""PEARL at the paper's sizes: 4 tasks x 256 transitions, contexts of 256, networks of 300 units, observations of 17 and actions
+of 6. The gradient steps take random transitions; the epoch collects its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
-import time
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from benchmarks.cases import Case, Mode, Program, Quoted
+from benchmarks.quoted import OYSTER
+from tamherd_jax.envs import Locomotion, ml2
 from tamherd_jax.pearl import PEARL, PEARLConfig, PEARLState, Transition, replay
 
-TASKS = 4
-QUOTED_PYTORCH_MS = 100.0
+TASKS, DRAWS = 4, 20
 
 
 class Sizes:
@@ -30,6 +26,7 @@ class Sizes:
 
 
 def random_transitions(key: jax.Array, count: int) -> Transition:
+    """Transitions of no environment."""
     keys = jax.random.split(key, 4)
     obs, next_obs = (jax.random.normal(k, (count, Sizes.observation_size)) for k in keys[:2])
     action = jnp.tanh(jax.random.normal(keys[2], (count, Sizes.action_size)))
@@ -46,58 +43,44 @@ def filled_state(learner: PEARL, key: jax.Array) -> PEARLState:
     return dataclasses.replace(state, full=full, encoder=encoder)
 
 
-def batched(fn: Callable[..., Any], learners: int) -> Any:
-    """Compile for an axis of learners; one alone is not batched on the inside, as in training on a CPU."""
-    if learners > 1:
-        return jax.jit(jax.vmap(fn))
-    return jax.jit(lambda *args: fn(*jax.tree.map(lambda leaf: leaf[0], args)))
+def gradient_steps(config: PEARLConfig, drawn: bool) -> Program:
+    """`config.gradient_steps` updates, on batches drawn from replay or on one and the same."""
+    learner = PEARL(Sizes(), DRAWS, TASKS, config)
+    state = jax.jit(functools.partial(filled_state, learner))(jax.random.key(0))
 
-
-def measure(fn: Any, *args: Any, repeats: int) -> tuple[float, list[float], float]:
-    """Seconds to compile, seconds of each run after a warm-up, and this process's CPU seconds of a run."""
-    start = time.perf_counter()
-    program = fn.lower(*args).compile()
-    compiled, times = time.perf_counter() - start, []
-    jax.block_until_ready(program(*args))
-    busy = time.process_time()
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(program(*args))
-        times.append(time.perf_counter() - start)
-    return compiled, times, (time.process_time() - busy) / repeats
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--learners", type=int, default=1)
-    parser.add_argument("--precision", choices=("highest", "tensorfloat32", "bfloat16"), default="highest")
-    parser.add_argument("--steps", type=int, default=50, help="gradient steps of a run")
-    parser.add_argument("--capacity", type=int, default=20_000, help="transitions of a task")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    config = PEARLConfig(gradient_steps=options.steps, replay_capacity=options.capacity, matmul_precision=options.precision)
-    learner, count = PEARL(Sizes(), 20, TASKS, config), options.learners
-    learner.check_memory(count)
-    keys = jnp.stack([jax.random.key(i) for i in range(count)])
-    states = jax.jit(jax.vmap(lambda k: filled_state(learner, k)))(keys)
-    weights = jnp.ones((count, TASKS))
-
-    def same_batch(key, state, weights):
+    def same(key: jax.Array, state: PEARLState, weights: jax.Array) -> Any:
         batch = learner._batch(key, state, weights)
-        return jax.lax.scan(lambda s, _: learner._sac.step(s, batch), state.train, None, length=options.steps)
+        return jax.lax.scan(lambda s, _: learner._sac.step(s, batch), state.train, None, length=config.gradient_steps)
 
-    parts = {"networks alone": same_batch, "with draws from replay": learner._improve}
-    print(f"{jax.devices()[0].device_kind}, {count} learner(s), {options.steps} steps a run, {options.precision}")
-    for name, fn in parts.items():
-        compiled, times, busy = measure(batched(fn, count), keys, states, weights, repeats=options.repeats)
-        ms = 1e3 * np.array(times) / options.steps
-        spread = f"min {ms.min():6.2f}  median {np.median(ms):6.2f}  max {ms.max():6.2f} ms a step"
-        rate = count * 1e3 / np.median(ms)
-        cpu = f"CPU {1e3 * busy / options.steps:.0f} ms"
-        print(f"{name:24s} compile {compiled:5.2f} s   {spread}   {cpu}   {rate:,.0f} steps/s in all")
-    print(f"PyTorch, two CPU cores, quoted: {QUOTED_PYTORCH_MS:.0f} ms; load average here {os.getloadavg()[0]:.1f}")
+    return Program(learner._improve if drawn else same, (jax.random.key(1), state, jnp.ones(TASKS)))
 
 
-if __name__ == "__main__":
-    main()
+def epoch(config: PEARLConfig) -> Program:
+    """An epoch on ML2 of 20 task draws."""
+    learner = PEARL(Locomotion("auto"), DRAWS, TASKS, config)
+    state = jax.jit(functools.partial(filled_state, learner))(jax.random.key(0))
+    tasks = ml2().tasks
+    return Program(lambda k, s, w: learner.train_epoch(k, s, tasks, w), (jax.random.key(1), state, jnp.ones(TASKS)))
+
+
+def cases(mode: Mode) -> list[Case | Quoted]:
+    """Networks alone, with the draws from replay, and an epoch of fewer gradient steps than the paper's on a CPU."""
+    tiny = PEARLConfig(
+        horizon=5, initial_steps=10, prior_steps=5, posterior_steps=10, gradient_steps=1, batch_size=4, context_size=4,
+        replay_capacity=20, hidden_sizes=(8,), encoder_sizes=(8,),
+    )  # fmt: skip
+    paper = PEARLConfig(gradient_steps=mode.pick(1, 10, 20, 200), replay_capacity=20_000)
+    config = mode.pick(tiny, paper, paper)
+    whole = dataclasses.replace(config, gradient_steps=mode.pick(1, 50, 50, 2000))
+    label = f"epoch: {DRAWS * (whole.prior_steps + whole.posterior_steps):,} environment steps, {whole.gradient_steps} updates"
+
+    def steps(name: str, drawn: bool) -> Case:
+        job = functools.partial(gradient_steps, config, drawn)
+        return Case(name, job, "gradient step", config.gradient_steps, against=OYSTER[0])
+
+    return [
+        steps("networks alone", drawn=False),
+        steps("with draws from replay", drawn=True),
+        *(() if mode.name == "quick" else (Case(label, lambda: epoch(whole), "epoch", 1.0),)),
+        *(OYSTER if mode.name != "smoke" else ()),
+    ]

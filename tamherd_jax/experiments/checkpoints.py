@@ -130,6 +130,8 @@ class Checkpoints:
                 found = self._manager.restore(step, args=ocp.args.Composite(**items))
             if found is None:
                 gc.collect()
+        if found is None:
+            _ignore_closed_loops()
         return found
 
     def _settle(self) -> None:
@@ -153,6 +155,7 @@ class Checkpoints:
                 self._reopen()
                 gc.collect()
         if reason is not None:
+            _ignore_closed_loops()
             self.warn(f"checkpoint {step} could not be written, earlier ones stay: {reason}")
 
     def _reopen(self) -> None:
@@ -233,6 +236,20 @@ def _unheard() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
+
+
+def _ignore_closed_loops() -> None:
+    """Leave complaints of closed event loops unheard: TensorStore's threads call a failed read back at any later time."""
+    hook = sys.unraisablehook
+    if getattr(hook, "ignores_closed_loops", False):
+        return
+
+    def closed_loops_aside(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            hook(unraisable)
+
+    closed_loops_aside.ignores_closed_loops = True  # type: ignore[attr-defined]
+    sys.unraisablehook = closed_loops_aside
 
 
 @contextlib.contextmanager

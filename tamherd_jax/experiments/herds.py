@@ -19,6 +19,7 @@ def trained_herd(experiment: Experiment, index: int) -> Herd:
     parts = {"probe": experiment.states["probe"], "members": experiment.states["herd"]}
     if isinstance(learner, ReplayLearner):  # a trained herd acts, it does not train
         parts = {name: learner.snapshot(state) for name, state in parts.items()}
+    parts["members"] = jax.tree.map(lambda leaf: leaf[:, : experiment.member_counts()[index]], parts["members"])
     parts["embedded"] = experiment.embedded
     return Herd(
         learner=learner,
@@ -38,7 +39,11 @@ def trained_herd(experiment: Experiment, index: int) -> Herd:
 
 def write_herds(experiment: Experiment, directory: Path) -> None:
     """Save every seed's herd to `directory/herd/seed-N`, but those that are excluded from the results."""
+    for index in sound_herds(experiment):
+        trained_herd(experiment, index).save(directory / "herd" / f"seed-{experiment.seeds[index]}")
+
+
+def sound_herds(experiment: Experiment) -> list[int]:
+    """Positions in `experiment.seeds` of the seeds whose herd counts in the results."""
     unsound = {entry["seed"] for entry in excluded(experiment, experiment_curves(experiment)) if entry["arm"] == "herd"}
-    for index, seed in enumerate(experiment.seeds):
-        if int(seed) not in unsound:
-            trained_herd(experiment, index).save(directory / "herd" / f"seed-{seed}")
+    return [index for index, seed in enumerate(experiment.seeds) if int(seed) not in unsound]

@@ -13,8 +13,6 @@ from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.serialization import named_arrays, named_shapes, restore_tree
 
-_STAGE_OF_ARM = {"single": ("probe", "single"), "oracle": ("herd and oracle",), "herd": ("herd and oracle",)}
-
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
@@ -67,7 +65,8 @@ def check_curves(experiment: Experiment, done: dict[str, int], shapes: dict[str,
       ValueError: naming the first that has not.
     """
     for name, shape in shapes.items():
-        epochs = sum(done[stage] for stage in _STAGE_OF_ARM.get(name.split("/")[1], ()))
+        arm = experiment.arms.get(name.split("/")[1])
+        epochs = sum(done[stage] for stage in arm.stages) if arm else 0
         if tuple(shape[:2]) != (len(experiment.seeds), epochs):
             raise ValueError(f"{name} has shape {tuple(shape)}, not {len(experiment.seeds)} seeds x {epochs} epochs")
 
@@ -99,14 +98,14 @@ def _templates(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[s
     key = jax.eval_shape(lambda: jax.random.key(0))
     one = jax.eval_shape(experiment.init_one, key)
     seeds = len(experiment.seeds)
-    yield "states/single", _batched(one, seeds, 1)
-    if done["herd and oracle"]:
-        yield "states/oracle", _batched(one, seeds, experiment.modes)
-        yield "states/herd", _batched(one, seeds, experiment.members)
+    for arm in experiment.arms.values():
+        if arm.trains and any(done[stage] for stage in arm.stages):
+            yield f"states/{arm.name}", _batched(one, seeds, arm.size)
     if done["embeddings"]:
-        yield "states/probe", _batched(one, seeds)
+        probe = jax.eval_shape(experiment.snapshot, one)
+        yield "states/probe", _batched(probe, seeds)
         yield "labels", jax.ShapeDtypeStruct((seeds, len(experiment.embedded_index)), np.int64)
-        yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, one), seeds)
+        yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, probe), seeds)
 
 
 def _batched(tree: Any, *axes: int) -> Any:

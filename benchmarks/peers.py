@@ -1,0 +1,137 @@
+"""Environment steps of others, and ours, on the half-cheetah: random actions, no policy; those that install here."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cases import Call, Case, Mode, Program
+from benchmarks.machine import usable_cores
+from tamherd_jax.physics import parity
+from tamherd_jax.physics.bodies import CHEETAH, FRAME_SKIP, NU, load_model
+
+
+def scanned(step: Callable[..., Any], start: Any, lanes: int, length: int) -> Program:
+    """`length` steps of a batch under `lax.scan`, actions drawn inside."""
+
+    def rollout(state: Any, key: jax.Array) -> Any:
+        def advance(state: Any, key: jax.Array) -> tuple[Any, None]:
+            return step(state, jnp.clip(jax.random.normal(key, (lanes, NU)), -1, 1)), None
+
+        return jax.lax.scan(advance, state, jax.random.split(key, length))[0]
+
+    return Program(rollout, (start, jax.random.key(0)))
+
+
+def ours(physics: str, lanes: int, length: int) -> Program:
+    """The environment of this library."""
+    from tamherd_jax.envs import Cheetah
+
+    environment = Cheetah(physics)
+    start = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(0), lanes))
+    return scanned(jax.vmap(environment.step), start, lanes, length)
+
+
+def brax(backend: str, lanes: int, length: int) -> Program:
+    """Brax's environment as shipped."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        from brax import envs
+
+        environment = envs.get_environment("halfcheetah", backend=backend)
+        start = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.PRNGKey(0), lanes))
+    return scanned(jax.vmap(environment.step), start, lanes, length)
+
+
+def mjx(lanes: int, length: int) -> Program:
+    """MJX with its solver tuned to the accuracy it can reach: 4 iterations, 6 line-search steps."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        from mujoco import mjx
+
+        model = parity.converged(load_model("cheetah"))
+        model.opt.iterations, model.opt.ls_iterations = 4, 6
+        device_model, data = mjx.put_model(model), mjx.make_data(model)
+
+    def one(data: Any, control: jax.Array) -> Any:
+        data = data.replace(ctrl=control)
+        return jax.lax.fori_loop(0, FRAME_SKIP[CHEETAH], lambda _, d: mjx.step(device_model, d), data)
+
+    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))), data)
+    return scanned(jax.vmap(one), start, lanes, length)
+
+
+def mujoco_rollout(lanes: int, length: int) -> Call:
+    """MuJoCo's own batch of open-loop rollouts, a thread a core: no observation, no reward, states kept."""
+    import mujoco
+    from mujoco import rollout
+
+    model, threads = load_model("cheetah"), usable_cores()
+    pool, data = rollout.Rollout(nthread=threads), [mujoco.MjData(model) for _ in range(threads)]
+    frames = length * FRAME_SKIP[CHEETAH]
+    actions = np.clip(np.random.default_rng(0).normal(size=(lanes, length, NU)), -1, 1)
+    control = np.repeat(actions, FRAME_SKIP[CHEETAH], axis=1)
+    state = np.zeros((lanes, 1 + model.nq + model.nv))
+    out = np.empty((lanes, frames, state.shape[1]))
+    sensors = np.empty((lanes, frames, 0))
+
+    def run() -> None:
+        pool.rollout([model] * lanes, data, state, control, nstep=frames, state=out, sensordata=sensors, skip_checks=True)
+
+    return Call(run, close=pool.close)
+
+
+def half_cheetah() -> Any:
+    """Gymnasium's environment, without MuJoCo's remark on its model file."""
+    import gymnasium
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda message: None)
+    return gymnasium.make("HalfCheetah-v5")
+
+
+def gymnasium(parallel: bool, environments: int, length: int) -> Call:
+    """Gymnasium's HalfCheetah-v5 in a vector: one after the other, or a process each."""
+    from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+
+    makers = [half_cheetah] * environments
+    vector: Any = AsyncVectorEnv(makers, context="spawn") if parallel else SyncVectorEnv(makers)
+    vector.reset(seed=0)
+    actions = np.clip(np.random.default_rng(0).normal(size=(length, environments, NU)), -1, 1).astype(np.float32)
+
+    def run() -> None:
+        for action in actions:
+            vector.step(action)
+
+    return Call(run, close=vector.close)
+
+
+def cases(mode: Mode) -> list[Case]:
+    """Ours first; the batch is the largest that each is used with here."""
+    lanes, length = mode.pick(2, 1024, 1024, 8192), mode.pick(2, 10, 10, 100)
+    few = mode.pick(2, 32, 32, 4096)
+    envs, long = mode.pick(2, 8, 16), mode.pick(3, 100, 200)
+    found: list[Case] = []
+
+    def add(name: str, count: int, steps: int, make: Callable[..., Any], *arguments: Any) -> None:
+        job = functools.partial(make, *arguments, count, steps)
+        found.append(Case(f"{name}, {count:,} at once", job, "environment step", count * steps))
+
+    for physics in mode.pick((), ("mujoco",), ("mujoco", "planar"), ("planar",)):
+        add(f"tamherd_jax Cheetah, {physics}", lanes, length, ours, physics)
+    add("mujoco.rollout", lanes, length, mujoco_rollout)
+    if importlib.util.find_spec("gymnasium") is not None:
+        add("gymnasium SyncVectorEnv", envs, long, gymnasium, False)
+        if mode.name != "smoke":
+            add("gymnasium AsyncVectorEnv", 2 * usable_cores(), long, gymnasium, True)
+    if mode.name == "full":
+        add("MJX, 4 + 6 solver iterations", few, length, mjx)
+        for backend in ("mjx", "generalized", "positional", "spring"):
+            add(f"Brax {backend}", few, length, brax, backend)
+    return found

@@ -1,0 +1,76 @@
+"""The whole of Table 1, short: probe, embeddings, clusters, herd, oracle and single learner, trained and tested, by seeds.
+
+Then what a finished run costs further: writing its result files, and `tamherd report` on them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Call, Case, Mode
+from benchmarks.startup import COMMAND, finished
+from tamherd_jax.experiments.config import ExperimentConfig, get_preset
+from tamherd_jax.experiments.results import write_results
+from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.maml import MAMLConfig
+
+
+class Repeated:
+    """An experiment that can be run again with the programs it has compiled."""
+
+    def __init__(self, config: ExperimentConfig):
+        self.experiment = Experiment(config)
+        # What a run leaves behind is in containers that are empty now; its programs are kept elsewhere.
+        self._empty = {name: value for name, value in vars(self.experiment).items() if isinstance(value, dict | list)}
+        self._empty = copy.deepcopy(self._empty)
+
+    def run(self) -> int:
+        """A whole run; the environment steps it took."""
+        vars(self.experiment).update(copy.deepcopy(self._empty))
+        return sum(event.steps for event in self.experiment.run())
+
+
+def configuration(mode: Mode, seeds: int) -> ExperimentConfig:
+    """The quick preset with few epochs."""
+    epochs = mode.pick(1, 1, 1, 10)
+    changes: dict[str, Any] = {"probe_epochs": epochs, "member_epochs": epochs, "single_epochs": 2 * epochs}
+    if mode.name == "smoke":
+        small = {"draws_per_task": 1, "embedding_tasks": 4, "explore_episodes": 2, "probe_test_episodes": 1, "test_episodes": 1}
+        changes |= {**small, "embedding_episodes": 1, "maml": MAMLConfig(episodes_per_task=2, horizon=5), "physics": "planar"}
+    return dataclasses.replace(get_preset("quick", seeds=seeds), **changes)
+
+
+def report_of(repeated: Repeated, directory: Path) -> Call:
+    """`tamherd report` on the files of the experiment, which has run."""
+    write_results(repeated.experiment, directory)
+    return Call(lambda: finished([*COMMAND, "report", str(directory)]), own_clock=True)
+
+
+def cases(mode: Mode) -> list[Case]:
+    """By number of seeds; the files and the report are of the first."""
+    make = functools.cache(lambda seeds: Repeated(configuration(mode, seeds)))
+    epochs = configuration(mode, 1)
+    scope = f"{epochs.probe_epochs} + {epochs.single_epochs - epochs.probe_epochs} single, {epochs.member_epochs} herd epochs"
+
+    def whole(seeds: int) -> Case:
+        job = functools.partial(lambda seeds: Call(make(seeds).run, compiles=True), seeds)
+        name = f"{seeds} seed{'s' * (seeds > 1)}, {scope}"
+        repeats = mode.pick(1, 1, 3) if seeds == 1 or mode.accelerator else 1
+        return Case(name, job, "environment step", float, series="seeds", size=seeds, repeats=repeats)
+
+    counts = mode.pick((1,), (1,), (1, 2), (1, 10, 100))
+    directory = Path(tempfile.mkdtemp(prefix="tamherd-benchmark-"))
+
+    def files() -> Call:
+        return Call(lambda: write_results(make(counts[0]).experiment, directory))
+
+    return [
+        *map(whole, counts),
+        Case("result files", files, "report", 1.0),
+        Case("tamherd report, a process", lambda: report_of(make(counts[0]), directory), "report", 1.0, repeats=3),
+    ]

@@ -1,0 +1,96 @@
+"""MAML's mathematics without an environment: 20 tasks x 10 episodes x 100 steps of random data, 64-64 policy.
+
+The meta-gradient, one product with the curvature of the mean KL divergence through the inner step, and the whole trust-region
+step (10 products, line search). PyTorch does the same where it is installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.cases import Call, Case, Mode, Program, Quoted
+from benchmarks.quoted import METAWORLD_ALGORITHMS
+from tamherd_jax.distributions import gaussian_log_prob
+from tamherd_jax.maml import MAML, MAMLConfig, gauss_newton
+from tamherd_jax.maml.learner import Batch
+
+OBSERVATIONS, ACTIONS = 17, 6
+
+
+class Sizes:
+    """What MAML asks of an environment that is never stepped."""
+
+    observation_size, action_size = OBSERVATIONS, ACTIONS
+
+
+def random_batch(key: jax.Array, tasks: int, episodes: int, steps: int) -> Batch:
+    """Steps of a meta-batch, all valid."""
+    keys, shape = jax.random.split(key, 3), (tasks, episodes, steps)
+    obs = jax.random.normal(keys[0], (*shape, OBSERVATIONS))
+    actions = jax.random.normal(keys[1], (*shape, ACTIONS))
+    return Batch(obs, actions, jax.random.normal(keys[2], shape), jnp.ones(shape))
+
+
+class Problem:
+    """A learner and data of both sides of the adaptation."""
+
+    def __init__(self, tasks: int, episodes: int, steps: int, first_order: bool = False):
+        config = MAMLConfig(episodes_per_task=episodes, horizon=steps, first_order=first_order)
+        self.learner = MAML(Sizes(), tasks, config)
+        self.params = jax.jit(self.learner.init)(jax.random.key(0)).params
+        self.support, self.query = (random_batch(jax.random.key(i), tasks, episodes, steps) for i in (1, 2))
+
+    def outputs(self, params: Any, support: Batch, query: Batch) -> Any:
+        """Distributions of every task's adapted policy."""
+        adapted = jax.vmap(self.learner._adapt, in_axes=(None, 0))(params, support)
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(self.learner.distribution)(adapted, query.obs)
+
+    def loss(self, params: Any, support: Batch, query: Batch) -> jax.Array:
+        """Outer loss."""
+        return -jnp.mean(gaussian_log_prob(query.actions, *self.outputs(params, support, query)) * query.advantages)
+
+    def curvature(self, params: Any, support: Batch, query: Batch) -> Any:
+        """One product, its linearisation included."""
+
+        def metric(old: Any, tangent: Any) -> Any:
+            return jnp.exp(-2.0 * old[1]) * tangent[0], 2.0 * tangent[1]
+
+        return gauss_newton(lambda theta: self.outputs(theta, support, query), params, metric)[2](params)
+
+    def program(self, fn: Any) -> Program:
+        """A function of parameters and data as a program."""
+        return Program(fn, (self.params, self.support, self.query))
+
+
+def torch_job(size: tuple[int, int, int], step: bool) -> Call:
+    """The same in PyTorch: the meta-gradient, or the whole trust-region step."""
+    from benchmarks.torch_maml import TorchMAML
+
+    problem = TorchMAML(*size, OBSERVATIONS, ACTIONS)
+    return Call(problem.trust_region_step if step else problem.meta_gradient)
+
+
+def cases(mode: Mode) -> list[Case | Quoted]:
+    """Each kernel once at the paper's size; PyTorch's at the same."""
+    size = mode.pick((2, 2, 5), (20, 10, 100), (20, 10, 100))
+    make = functools.cache(lambda first_order: Problem(*size, first_order))
+    jobs = {
+        "meta-gradient": lambda: make(False).program(jax.grad(make(False).loss)),
+        "meta-gradient, first order": lambda: make(True).program(jax.grad(make(True).loss)),
+        "curvature product, through the inner step": lambda: make(False).program(make(False).curvature),
+    }
+    if mode.name != "quick":  # there it is the epoch's update
+        jobs["trust-region step"] = lambda: make(False).program(make(False).learner._outer_step)
+    if importlib.util.find_spec("torch") is not None and not mode.accelerator:
+        jobs |= {
+            "PyTorch meta-gradient": lambda: torch_job(size, step=False),
+            "PyTorch trust-region step": lambda: torch_job(size, step=True),
+        }
+    found = [Case(name, job, "meta-step", 1.0) for name, job in jobs.items()]
+    return [*found, *(METAWORLD_ALGORITHMS if mode.name != "smoke" else ())]

@@ -1,0 +1,392 @@
+"""The benchmark suite: that it runs, what it writes, counts and compares. No timing is asserted."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # `benchmarks` is not installed; appended, so that an installed tamherd_jax wins
+
+from benchmarks import registry, tables  # noqa: E402
+from benchmarks.__main__ import main  # noqa: E402
+from benchmarks.cases import MODES, Call, Case, Child, Program, Quoted, get_mode  # noqa: E402
+from benchmarks.compare import compare  # noqa: E402
+from benchmarks.counting import count_operations  # noqa: E402
+from benchmarks.measure import add_ceilings, measure_benchmark  # noqa: E402
+from benchmarks.plot import curves  # noqa: E402
+from benchmarks.results import SCHEMA, check, read_document, write_document  # noqa: E402
+from benchmarks.statistics import summarize, verdict  # noqa: E402
+
+SMOKE = MODES["smoke"]
+
+
+def measured(cases, mode=SMOKE, clock=lambda: 0.0):
+    return {row["case"]: row for row in measure_benchmark("toy", cases, mode, clock, lambda text: None)}
+
+
+def timing(*seconds, case="a case", **fields):
+    summary = summarize(seconds)
+    numbers = {name: getattr(summary, name) for name in ("count", "min", "q25", "median", "q75", "max", "iqr")}
+    row = {"benchmark": "toy", "case": case, "unit": "task", "status": "measured", "note": "", "work": 2.0}
+    return {**row, "seconds": numbers, "rate": 2.0 / summary.median, **fields}
+
+
+def document(*rows):
+    machine = {"device": "toy", "platform": "cpu", "cores": 2, "versions": {}, "commit": "0000000", "python": "3.11"}
+    fields = {"mode": "quick", "names": [], "started": "2026-11-22", "seconds": 1.0, "load_before": 0.1, "load_after": 0.2}
+    return {"schema": SCHEMA, "machine": machine, **fields, "ceilings": {}, "definitions": [], "rows": list(rows)}
+
+
+# The suite itself ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmarks") / "run.json"
+    assert main(["fisher_gram", "peers", "--mode", "smoke", "--out", str(path)]) == 0
+    return path
+
+
+def test_smoke_measures_what_it_was_asked_for(smoke):
+    run = read_document(smoke)
+    assert run["names"] == ["fisher_gram", "peers"]
+    assert [row["benchmark"] for row in run["rows"]].count("machine") == 2
+    assert {row["benchmark"] for row in run["rows"]} == {"machine", "fisher_gram", "peers"}
+    assert {row["status"] for row in run["rows"]} == {"measured"}
+    for row in run["rows"]:
+        assert row["seconds"]["count"] >= SMOKE.repeats
+        assert 0 < row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
+    factors = next(row for row in run["rows"] if row["case"].startswith("factors"))
+    assert factors["operations"] > 0
+    assert factors["bytes"] > 0
+    assert factors["ceiling_fraction"] > 0
+    assert factors["compile_s"] > 0
+    assert factors["memory"] > 2**20
+    assert run["machine"]["versions"]["jax"] == jax.__version__
+    assert any(line.startswith("task: ") for line in run["definitions"])
+
+
+def test_tables_and_plots_come_from_the_file_alone(smoke, capsys, tmp_path):
+    assert main(["table", str(smoke), "fisher_gram"]) == 0
+    text = capsys.readouterr().out
+    assert "`python -m benchmarks fisher_gram`" in text
+    assert "| factors, 2 tasks x 8 steps |" in text
+    assert "gymnasium" not in text
+    rows = [timing(1.0, 1.1, 1.2, case=f"at {n}", size=n, series="line") for n in (1, 10)]
+    write_document(document(*rows), tmp_path / "run.json")
+    assert main(["plot", str(tmp_path / "run.json")]) == 0
+    assert (tmp_path / "run.png").stat().st_size > 1000
+    assert [row["size"] for row in curves(document(*rows[::-1]))["toy"]["line"]] == [1, 10]
+    assert main(["plot", str(smoke)]) == 2
+    assert "nothing at several sizes" in capsys.readouterr().err
+
+
+def test_a_table_replaces_the_one_in_a_file(smoke, tmp_path, capsys):
+    page = tmp_path / "README.md"
+    page.write_text("# Title\n<!-- benchmarks -->\nold\n<!-- end of benchmarks -->\nthe rest\n")
+    for _ in range(2):
+        assert main(["table", str(smoke), "fisher_gram", "--into", str(page)]) == 0
+        text = page.read_text()
+        assert text.startswith("# Title\n<!-- benchmarks -->\n")
+        assert text.endswith("|\n<!-- end of benchmarks -->\nthe rest\n")
+        assert "old" not in text
+        assert text.count("fisher_gram") == 1
+    page.write_text("no marks")
+    assert main(["table", str(smoke), "--into", str(page)]) == 2
+    assert page.read_text() == "no marks"
+    assert "needs the marks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [b.name for b in registry.benchmarks().values() if not b.alone])
+def test_every_benchmark_can_be_traced(name):
+    """Whatever it calls of the library is there; only what is traced, not compiled, so that it is cheap."""
+    benchmark = registry.benchmarks()[name]
+    for mode in ("quick", "full"):
+        names = [case.name for case in benchmark.cases(get_mode(mode))]
+        assert len(names) == len(set(names))
+    found = benchmark.cases(get_mode("smoke"))
+    programs = []
+    if name not in ("startup", "table1", "scaling", "peers"):  # these start processes or run what they make
+        programs = [job for case in found if isinstance(case, Case) and isinstance(job := case.make(), Program)]
+        assert programs
+    for job in programs:
+        assert count_operations(jax.jit(job.fn).trace(*job.args).jaxpr.jaxpr).operations > 0
+
+
+def test_list_names_them_all(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name in registry.benchmarks():
+        assert f"{name} " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "unknown benchmark 'nonsense'; choose from machine"),
+        (["physics_accuracy"], "python -m benchmarks.physics_accuracy"),
+        (["machine", "--limit", "0"], "limit must be a positive number of seconds, not 0.0"),
+        (["machine", "--mode", "slow"], "unknown mode 'slow'; choose from smoke, quick, full"),
+        (["machine", "--out"], "--out"),
+        (["machine", "--mode", "smoke", "--out", "nowhere/run.json"], "there is no directory nowhere"),
+        (["table", "nowhere.json"], "cannot read nowhere.json: No such file"),
+        (["compare", "nowhere.json", "nowhere.json"], "cannot read nowhere.json"),
+        (["compare", "one.json"], "required: new"),
+        (["compare", "a", "b", "--floor", "-1"], "floor must be a number from 0"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_two(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("benchmarks: ")
+    assert error.count("\n") == 1
+    assert words in error
+
+
+def test_as_a_process():
+    command = [sys.executable, "-m", "benchmarks", "compare", "nowhere.json", "b.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_committed_results_can_be_read():
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert files
+    for path in files:
+        run = read_document(path)
+        assert tables.markdown(run)
+        assert run["machine"]["commit"] != "unknown"
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+def test_compiling_is_apart_and_work_may_come_from_the_result():
+    program = Program(lambda x: (x @ x, jnp.sum(x)), (jnp.ones((4, 4)),))
+    row = measured([Case("product", lambda: program, "task", lambda out: float(out[1]))])["product"]
+    assert row["work"] == 16.0
+    assert row["rate"] == pytest.approx(16.0 / row["seconds"]["median"])
+    assert row["operations"] == 2 * 4**3 + 16
+    assert row["bytes"] == pytest.approx(4 * (16 + 16 + 1), abs=32)  # a backend may count the pair's pointers
+    assert row["trace_s"] > 0
+    assert row["compile_s"] > 0
+    add_ceilings([row], copy_rate=1e6, product_rate=1e3)
+    assert row["ceiling_fraction"] == pytest.approx((144 / 1e3) / row["seconds"]["median"])
+
+
+def test_cases_take_turns():
+    order = []
+    jobs = [Case(name, lambda n=name: Call(lambda: order.append(n) or 1.0, own_clock=True), "start", 1.0) for name in "ab"]
+    measured(jobs)
+    assert order == ["a", "b"] * SMOKE.repeats
+
+
+def test_a_clock_of_its_own_is_believed():
+    readings, closed = iter([Child(3.0, 10), Child(1.0, 30), Child(2.0, 20)]), []
+    job = Call(lambda: next(readings), own_clock=True, close=lambda: closed.append(True))
+    row = measured([Case("child", lambda: job, "start", 1.0, repeats=3)])["child"]
+    assert row["seconds"]["median"] == 2.0
+    assert row["memory"] == 30
+    assert closed == [True]
+
+
+def test_a_failure_is_a_row_and_ends_nothing():
+    def broken():
+        raise RuntimeError("no such peer\nand more")
+
+    def later():
+        def run():
+            if calls:
+                raise OSError("disk full")
+            calls.append(1)
+            return 1.0
+
+        calls = []
+        return Call(run, own_clock=True)
+
+    sound = Case("sound", lambda: Call(lambda: 1.0, own_clock=True), "start", 1.0)
+    rows = measured([Case("broken", broken, "start", 1.0), Case("later", later, "start", 1.0), sound])
+    assert rows["broken"]["status"] == rows["later"]["status"] == "failed"
+    assert rows["broken"]["note"] == "RuntimeError: no such peer"
+    assert rows["sound"]["status"] == "measured"
+
+
+def test_a_ratio_to_a_quoted_figure():
+    theirs = Quoted("theirs, long", 10.0, "task", 5.0, "somewhere", "theirs")
+    row = measured([Case("ours", lambda: Call(lambda: 2.0, own_clock=True), "task", 3.0, against=theirs)])["ours"]
+    assert row["against"] == {"name": "theirs", "ratio": pytest.approx(3.0)}
+    assert "1.5 tasks/s (3.0 x theirs, quoted)" in tables.cells(row)
+
+
+def test_when_time_is_over_the_rest_is_skipped_but_quotes_are_shown():
+    cases = [Case("late", lambda: pytest.fail("was started"), "start", 1.0), Quoted("theirs", 2.0, "task", 1.0, "somewhere")]
+    rows = measured(cases, clock=lambda: SMOKE.limit + 1)
+    assert rows["late"]["status"] == "skipped"
+    assert rows["theirs"]["rate"] == 0.5
+    assert "somewhere" in tables.cells(rows["theirs"])[0]
+
+
+# Counting operations -------------------------------------------------------------------------------------------------
+
+
+def operations(fn, *args):
+    return count_operations(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def test_operations_of_products_loops_and_branches():
+    x = jnp.ones((8, 8))
+    product = 2 * 8**3
+    assert operations(jnp.dot, x, x) == (product, True)
+    batched = operations(jax.vmap(jnp.dot), jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6)))
+    assert batched == (3 * 2 * 4 * 5 * 6, True)
+    assert operations(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=10)[0], x) == (10 * product, True)
+    assert operations(lambda x: jax.lax.fori_loop(0, 7, lambda _, c: c @ c, x), x) == (7 * product, True)
+    assert operations(lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x), x).operations == product + 1 - 1
+    assert operations(jax.jit(lambda x: jnp.sum(jnp.tanh(x))), x) == (128, True)
+
+
+def test_what_cannot_be_counted_is_said():
+    x = jnp.ones((8, 8))
+    unknown = operations(lambda x: jax.lax.while_loop(lambda c: c[0, 0] < 9, lambda c: c @ c, x), x)
+    assert unknown == (2 * 8**3, False)
+    host = operations(lambda x: jax.pure_callback(lambda x: np.asarray(x), jax.ShapeDtypeStruct((8, 8), x.dtype), x), x)
+    assert host == (0.0, False)
+    assert tables.cells(timing(1.0, operations=5.0, operations_complete=False))[8] == ">= 5"
+
+
+def test_integers_and_moves_are_free():
+    assert operations(lambda i: i + 1, jnp.arange(9)) == (0.0, True)
+    assert operations(lambda x: x.T.reshape(-1)[::2], jnp.ones((4, 4))) == (0.0, True)
+
+
+# Statistics and comparisons ------------------------------------------------------------------------------------------
+
+
+def test_summary_is_of_order_statistics():
+    summary = summarize([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (summary.count, summary.min, summary.median, summary.max, summary.iqr) == (5, 1.0, 3.0, 5.0, 2.0)
+    for bad in ([], [1.0, float("nan")], [-1.0]):
+        with pytest.raises(ValueError, match="at least one run"):
+            summarize(bad)
+
+
+def test_verdict_needs_more_than_the_spread_and_the_floor():
+    old = summarize([1.0, 1.0, 1.1, 1.2, 1.2])
+    assert verdict(old, summarize([1.3, 1.3, 1.4, 1.5, 1.5])) == "same"  # 0.3 apart, spreads 0.2 + 0.2
+    assert verdict(old, summarize([1.5, 1.5, 1.6, 1.7, 1.7])) == "slower"
+    assert verdict(summarize([1.5, 1.5, 1.6, 1.7, 1.7]), old) == "faster"
+    steady = summarize([1.0] * 5)
+    assert verdict(steady, summarize([1.04] * 5)) == "same"
+    assert verdict(steady, summarize([1.04] * 5), floor=0.01) == "slower"
+    assert verdict(steady, summarize([9.0] * 2)) == "too few runs"
+
+
+def test_noise_alone_is_seldom_a_regression():
+    rng = np.random.default_rng(0)
+    runs = np.abs(1 + 0.1 * rng.standard_normal((400, 2, 9)))
+    verdicts = [verdict(summarize(a), summarize(b)) for a, b in runs]
+    assert verdicts.count("slower") + verdicts.count("faster") < 8
+    assert verdict(summarize(runs[0, 0]), summarize(2 * runs[0, 1])) == "slower"
+
+
+def test_a_planted_regression_is_found_and_named(tmp_path, capsys):
+    old = document(timing(1.0, 1.01, 1.02), timing(1.0, 1.01, 1.02, case="other"))
+    new = copy.deepcopy(old)
+    new["rows"][1] = timing(1.3, 1.31, 1.32, case="other")
+    paths = []
+    for name, content in (("a", old), ("b", new)):
+        paths.append(str(tmp_path / f"{name}.json"))
+        write_document(content, Path(paths[-1]))
+    assert main(["compare", paths[0], paths[0]]) == 0
+    assert main(["compare", *paths]) == 1
+    assert "toy: other" in capsys.readouterr().out
+    assert main(["compare", *paths[::-1]]) == 0
+    assert main(["compare", *paths, "--floor", "0.5"]) == 0
+
+
+def test_changes_by_kind_and_by_unit():
+    failed = {**timing(1.0, case="fails"), "status": "failed", "note": "why"}
+    quoted = {**timing(1.0, case="theirs"), "status": "quoted"}
+    old = document(timing(1.0, 1.0, 1.0, case="fails"), timing(2.0, 2.0, 2.0), timing(1.0, case="gone"), quoted)
+    more = timing(4.0, 4.0, 4.0, work=4.0)  # twice the time for twice the work
+    new = document(failed, more, timing(1.0, case="new"), {**quoted, "seconds": {"median": 9.0}})
+    verdicts = {change.case: change.verdict for change in compare(old, new)}
+    assert verdicts == {"fails": "broken", "a case": "same", "new": "new", "gone": "gone"}
+    assert {change.case: change.verdict for change in compare(new, old)}["fails"] == "mended"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: d.pop("machine"), "machine is missing"),
+        (lambda d: d.update(schema=99), "has schema 99"),
+        (lambda d: d.update(load_before=float("nan")), "load_before is missing or no float"),
+        (lambda d: d["rows"].append(d["rows"][0]), "occurs twice"),
+        (lambda d: d["rows"][0].pop("seconds"), "seconds is missing"),
+        (lambda d: d["rows"][0]["seconds"].pop("q25"), "q25 is missing"),
+        (lambda d: d["rows"][0].update(status="great"), "none of measured"),
+        (lambda d: d["rows"][0].update(status="failed"), "without a reason"),
+        (lambda d: d["machine"].update(cores="two"), "cores is missing or no int"),
+    ],
+)
+def test_damaged_files_are_refused(damage, words, tmp_path):
+    bad = document(timing(1.0, 1.1, 1.2))
+    check(bad, "a run")
+    damage(bad)
+    path = tmp_path / "bad.json"
+    with pytest.raises(ValueError, match=words):
+        write_document(bad, path)
+    assert not list(tmp_path.iterdir())
+    path.write_text(json.dumps(bad))
+    with pytest.raises(ValueError, match=words):
+        read_document(path)
+
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(document(timing(1.0)))[:-20])
+    with pytest.raises(ValueError, match="is no JSON file"):
+        read_document(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "as_number", "as_seconds"),
+    [
+        (None, "", ""),
+        (0.0, "0", "0 us"),
+        (4.5e-6, "4.5e-06", "4.5 us"),
+        (0.0123, "0.0123", "12.3 ms"),
+        (12.345, "12.3", "12.3 s"),
+        (999.7, "1 k", "1,000 s"),
+        (2.5e7, "25 M", "25,000,000 s"),
+        (3.2e15, "3,200 T", "3,200,000,000,000,000 s"),
+    ],
+)
+def test_numbers_read_well(value, as_number, as_seconds):
+    assert tables.number(value) == as_number
+    assert tables.seconds(value) == as_seconds
+
+
+def test_the_pytorch_peer_computes_the_same_curvature():
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_maml
+
+    peer = torch_maml.TorchMAML(2, 2, 4, 3, 2)
+    theta = {name: p.clone().requires_grad_() for name, p in peer.params.items()}
+    outputs, flat = peer.outputs(theta), torch_maml.flatten_all(peer.params.values())
+    old = tuple(out.detach() for out in outputs)
+    vector = torch.randn_like(flat)
+    expected = torch.autograd.functional.hvp(lambda x: torch_maml.kl(old, peer.outputs(peer.unflatten(x))), flat, vector)[1]
+    found = peer.curvature(outputs, theta)(vector) - 1e-5 * vector
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3, atol=1e-6)
+    assert peer.trust_region_step() < float(peer.loss(peer.params))
