@@ -17,6 +17,7 @@ _HOME = {
     "MAMLConfig": "maml",
     "adapt": "maml",
     "trpo_step": "maml",
+    "Herd": "herd.artefact",
     "MetaLearner": "herd.learner",
     "Experiment": "experiments.runner",
     "ExperimentConfig": "experiments.config",

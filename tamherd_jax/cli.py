@@ -15,29 +15,39 @@ from typing import Annotated, Any
 
 import tyro
 
+from tamherd_jax.commands import UserError, mistakes_of_the_user
+from tamherd_jax.commands.embed import Embed, embed
+from tamherd_jax.commands.embedding_options import EmbeddingOptions
+from tamherd_jax.commands.evaluate import Evaluate, evaluate
+from tamherd_jax.commands.report import Report, report, show_report
+from tamherd_jax.commands.view import View, view
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tamherd_jax" / "xla"
 
 
-class UserError(Exception):
-    """A mistake of the user's: printed as one line, exit status 2."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(EmbeddingOptions):
     """Train and evaluate probe, herd, single learner and oracle on ML2, and print the paper's table."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """By default quick. quick (minutes on two cores), paper-maml (the paper's Table 3) or long-maml (300 epochs)."""
+    """By default quick (minutes on two cores). paper-maml and paper-pearl (the paper's Tables 3, 4), long-maml (300 epochs)."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of seeds; all train together. By default the preset's."""
     first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """The seeds are this one and those that follow. By default 0."""
     algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The meta-learner. By default the preset's, maml."""
+    """The meta-learner: maml or pearl, by default the preset's. With pearl the default preset is quick-pearl."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Epochs of every herd member and oracle learner; the single learner's follow. By default the preset's."""
+    controls: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
+    """Further arms: all, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe, double-gradient,
+    with commas between them. By default none."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run directory. By default a new one under runs/."""
+    embedding: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """How tasks are embedded; fisher, transition, gradient, latent or another name that tamherd embed --help lists."""
+    probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Epochs after which the single learner is frozen as the probe; 0 leaves the probe untrained. By default the preset's."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -48,6 +58,8 @@ class Run:
     """Devices that learners are dealt to. By default all of this process; on a CPU N makes N of it."""
     learners_per_call: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Learners that one device trains at once. By default 1 on a CPU, elsewhere as many as its memory holds."""
+    log_to: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tensorboard"
+    """Where training scalars go: tensorboard (DIR/tensorboard), wandb, trackio, several with commas, or none."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Share the seeds among processes: where process 0 listens, or auto to ask Slurm, Open MPI, Kubernetes or a TPU pod."""
     processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -58,26 +70,21 @@ class Run:
     """Directory that keeps compiled programs between runs, or "off"."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Print the tables of a run and draw its figures again, from its result files alone."""
-
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """The run directory."""
-
-
-Command = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Report, tyro.conf.subcommand("report")]
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[View, tyro.conf.subcommand("view")]
+    | Annotated[Embed, tyro.conf.subcommand("embed")]
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit status 0 on success, 2 with one line on standard error for a mistake of the user's."""
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        if isinstance(command, Run):
-            status = run(command)
-        else:
-            status = 0
-            report(command)
+        actions: dict[type, Any] = {Run: run, Report: report, Evaluate: evaluate, View: view, Embed: embed}
+        status = actions[type(command)](command)  # None is 0
     except UserError as error:
         sys.stderr.write(f"tamherd: {' '.join(str(error).split())}\n")
         sys.exit(2)
@@ -116,8 +123,11 @@ def run(options: Run) -> int:
     """`tamherd run`; the exit status."""
     from rich.console import Console
 
+    from tamherd_jax.reporting.trackers import parse_names
+
     use_compilation_cache(options.compilation_cache)
     with mistakes_of_the_user():
+        parse_names(options.log_to)
         devices = start_devices(options)
 
     import jax
@@ -132,6 +142,7 @@ def run(options: Run) -> int:
         mine = whole
         if jax.process_count() > 1:
             mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
+        mine.check_memory()
     console = Console(quiet=jax.process_index() > 0)
     start = time.perf_counter()
     with mistakes_of_the_user(), agree():
@@ -143,8 +154,10 @@ def run(options: Run) -> int:
     else:
         gather_and_write(mine, whole, directory)
     if jax.process_index() == 0:
-        show_report(directory, console)
-    console.print(f"{time.perf_counter() - start:.0f} s. Results, curves and figures: {directory}", highlight=False)
+        page = show_report(directory, console)
+        console.print(
+            f"{time.perf_counter() - start:.0f} s. Results: {directory}. Report: {page}", highlight=False, soft_wrap=True
+        )
     return 0
 
 
@@ -180,10 +193,18 @@ def new_config(options: Run) -> Any:
     Raises:
       ValueError: naming the first option at fault.
     """
-    from tamherd_jax.experiments.config import get_preset
+    from tamherd_jax.experiments.config import get_preset, parse_controls, preset_name
 
-    overrides = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
-    return get_preset(options.preset or "quick", member_epochs=options.epochs, physics=options.physics, **overrides)
+    overrides: dict[str, Any] = {"seeds": options.seeds, "first_seed": options.first_seed, "algorithm": options.algorithm}
+    name = preset_name(options.preset, options.algorithm)
+    preset = get_preset(name, **overrides)
+    overrides |= {
+        "controls": parse_controls(options.controls, preset.algorithm),
+        "embedding": options.embedding_config(options.embedding, preset.embedding),
+        "clustering": options.clustering(preset.clustering),
+        "probe_epochs": options.probe_epochs,
+    }
+    return get_preset(name, member_epochs=options.epochs, physics=options.physics, **overrides)
 
 
 def read_config(options: Run) -> Any:
@@ -192,7 +213,7 @@ def read_config(options: Run) -> Any:
     Raises:
       ValueError: there is none, or an option contradicts it.
     """
-    from tamherd_jax.experiments.config import ExperimentConfig
+    from tamherd_jax.experiments.config import ExperimentConfig, parse_controls, preset_name
 
     if options.out is None:
         raise ValueError("--resume needs --out DIR, the run to go on with")
@@ -204,11 +225,16 @@ def read_config(options: Run) -> Any:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     fields = {"epochs": "member_epochs"}
-    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics"):
-        asked, started = getattr(options, name), getattr(config, fields.get(name, name))
+    named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
+    named["controls"] = parse_controls(options.controls, config.algorithm)
+    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics", "controls", "probe_epochs"):
+        asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {asked} contradicts {path}, where it is {started}; leave it out to go on")
+    parts = options.embedding_config(options.embedding, config.embedding), options.clustering(config.clustering)
+    if parts != (config.embedding, config.clustering):
+        raise ValueError(f"the options on embedding and clustering contradict {path}; leave them out to go on")
     return config
 
 
@@ -234,6 +260,7 @@ def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
     from tamherd_jax.experiments.checkpoints import Checkpoints
     from tamherd_jax.experiments.lifecycle import agree, stop_requests
     from tamherd_jax.reporting.terminal import ProgressDisplay
+    from tamherd_jax.reporting.trackers import Trackers, log_event, parse_names
 
     config, task_set, me = experiment.config, experiment.task_set, f"process-{jax.process_index()}"
     alone = jax.process_count() == 1
@@ -244,7 +271,10 @@ def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
         step = checkpoints.restore(experiment) if options.resume else None
     begin = "compiling the first program" if step is None else f"going on from checkpoint {step}"
     display = ProgressDisplay(console, log, task_set.mode_names, task_set.modes, experiment.work_left)
-    with display, stop_requests() as stop, closing(checkpoints, directory):
+    names = parse_names(options.log_to) if jax.process_index() == 0 else ()
+    with mistakes_of_the_user():
+        trackers = Trackers(names, directory, config.to_json(), display.note)
+    with display, trackers, stop_requests() as stop, closing(checkpoints, directory):
         checkpoints.warn = display.note
         display.note(
             f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {experiment.env.backend}, "
@@ -252,6 +282,7 @@ def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
         )
         for event in experiment.run():
             display.show(event)
+            log_event(trackers, event, experiment)
             checkpoints.offer(experiment)
             if stop.signal is not None:
                 break
@@ -283,55 +314,21 @@ def gather_and_write(mine: Any, whole: Any, directory: Path) -> None:
     """Join the processes' results; process 0 writes the result files."""
     import jax
 
+    from tamherd_jax.experiments.herds import write_herds
     from tamherd_jax.experiments.lifecycle import gather
+    from tamherd_jax.experiments.recording import write_episodes
     from tamherd_jax.experiments.results import write_results
 
-    if mine is not whole:
-        gather(mine, whole)
-    if jax.process_index() == 0:
-        try:
-            write_results(whole, directory)
-        except OSError as error:
-            reason = f"cannot write the results to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}"
-            raise UserError(reason) from error
-
-
-def report(options: Report) -> None:
-    """`tamherd report`."""
-    from rich.console import Console
-
-    show_report(options.directory, Console())
-
-
-def show_report(directory: Path, console: Any) -> None:
-    """Print a run's tables and draw its figures.
-
-    Raises:
-      UserError: if the directory does not hold a finished run.
-    """
-    from tamherd_jax.experiments.results import read_run
-    from tamherd_jax.reporting import figures, tables
-
-    with mistakes_of_the_user():
-        results, curves, embeddings = read_run(directory)
-    for table in (
-        tables.returns_table(results),
-        tables.returns_table(results, "last5"),
-        tables.clusters_table(results),
-        tables.ledger_table(results),
-    ):
-        console.print(table)
-    figures.learning_curves(results, curves, directory / "figures" / "learning_curves.png")
-    figures.embedding_map(results, embeddings, directory / "figures" / "embeddings.png")
-
-
-@contextlib.contextmanager
-def mistakes_of_the_user() -> Any:
-    """Turn the `ValueError` and `OSError` of checking input into a `UserError`."""
     try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+        write_herds(mine, directory)  # every process has the states of its own seeds only
+        if mine is not whole:
+            gather(mine, whole)
+        if jax.process_index() == 0:
+            write_episodes(mine, directory)  # of its own first seed
+            write_results(whole, directory)  # the last: where it is, the run is finished
+    except OSError as error:
+        reason = f"cannot write the results to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}"
+        raise UserError(reason) from error
 
 
 def new_run_directory(out: Path | None, preset: str) -> Path:

@@ -1,6 +1,9 @@
 """Shared by all tests: float64 and strict shapes on demand, the environment on MuJoCo C."""
 
+import contextlib
+import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -12,6 +15,19 @@ def pytest_configure(config):
     """Compile each program once for all tests and runs; programs that call MuJoCo C cannot be kept."""
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def forget_programs():
+    """Drop compiled programs when they fill half of the memory maps that Linux grants a process (65,530).
+
+    Each takes dozens, and XLA dies of a segmentation fault when there are no more.
+    """
+    yield
+    with contextlib.suppress(OSError):
+        if Path("/proc/self/maps").read_bytes().count(b"\n") > 30_000:
+            jax.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture

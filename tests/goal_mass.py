@@ -6,7 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+
+from tamherd_jax.envs import TaskSet
 
 SPEED = 0.15
 PAY = 10.0
@@ -34,6 +37,7 @@ class GoalMass:
       poison: coordinate x[0] beyond which the state turns to NaN.
     """
 
+    backend = "none"
     observation_size = 2
     action_size = 2
 
@@ -61,3 +65,10 @@ def half_circle(goals: int) -> jax.Array:
     """`[goals, 2]` goals on the upper half of the unit circle."""
     angle = jnp.linspace(0.0, jnp.pi, goals)
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+
+def goal_tasks() -> TaskSet:
+    """Four goals around the origin; the modes are the upper and the lower two."""
+    goals = np.array([[1, 1], [-1, 1], [1, -1], [-1, -1]], np.float32) / np.sqrt(np.float32(2))
+    names = ("up-right", "up-left", "down-right", "down-left")
+    return TaskSet("Goals", 1, names, goals, ("up", "down"), np.array([0, 0, 1, 1], np.int32))

@@ -27,6 +27,8 @@ def tamherd(*arguments, cwd=None):
         (["run", "--no-such-option"], "Unrecognized options: --no-such-option"),
         (["report", "nowhere"], "nowhere holds no finished run: results.json is missing"),
         (["report"], "DIR"),
+        (["view", "nowhere", "--task", "walker-forward"], "nowhere holds no trained herd"),
+        (["view", "nowhere"], "--task"),
         (["dance"], "dance"),
         ([], "run"),
     ],
@@ -134,7 +136,14 @@ def test_the_main_job_prints_tables_and_leaves_its_files(finished_run):
         "log.jsonl",
         "config.json",
         "checkpoints",
+        "herd",
+        "episodes.npz",
+        "tensorboard",
+        "report.html",
+        "rows.csv",
+        "curves.csv",
     }
+    assert {p.name for p in (directory / "herd" / "seed-0").iterdir()} == {"herd.json", "arrays.npz"}
     for figure in ("learning_curves.png", "embeddings.png"):
         assert (directory / "figures" / figure).read_bytes().startswith(b"\x89PNG")
     lines = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
@@ -186,3 +195,26 @@ def test_report_needs_the_result_files_alone(finished_run, tmp_path, capsys):
     assert table
     assert all(line in done.stdout for line in table)
     assert (tmp_path / "figures" / "learning_curves.png").exists()
+
+
+@pytest.mark.slow
+def test_view_shows_the_episodes_that_the_run_recorded(finished_run, tmp_path, capsys):
+    directory, _ = finished_run
+    episodes = np.load(directory / "episodes.npz")
+    assert episodes["q"].shape == (4, 2, 101, 9)
+    page = tmp_path / "walker.html"
+    cli.main(["view", str(directory), "--task", "walker-backward", "--out", str(page)])
+    before, after = episodes["rewards"][3].sum(-1)
+    assert f"return {before:.1f} before and {after:.1f} after adaptation" in capsys.readouterr().out
+    data = json.loads(page.read_text().split('id="player-data">')[1].split("</script>")[0])
+    assert [clip["return"] for clip in data["tasks"][0]["clips"]] == pytest.approx([before, after], abs=0.06)
+    for arguments, words in (
+        (["--task", "walker-sideways"], "no task 'walker-sideways'"),
+        (["--task", "walker-backward", "--seed", "7"], "no trained herd of seed 7"),
+        (["--task", "walker-backward", "--out", str(tmp_path / "no" / "x.html")], "is no directory"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["view", str(directory), *arguments])
+        error = capsys.readouterr().err
+        assert (stop.value.code, error.count("\n")) == (2, 1)
+        assert words in error

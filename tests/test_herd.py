@@ -88,9 +88,8 @@ def test_the_herds_curve_starts_where_probe_and_embedding_end(herd_run):
 
 
 def test_early_ends_cost_what_they_lasted():
-    taken = taken_steps(np.array([[3, 4, 5]]), np.array([10]), np.array([[7, 8]]), probe_epochs=2)
-    assert taken["single"].tolist() == [[3, 7, 12]]
-    assert taken["herd"].tolist() == [[3 + 4 + 10 + 7, 3 + 4 + 10 + 7 + 8]]
+    assert taken_steps(np.array([[3, 4, 5]])).tolist() == [[3, 7, 12]]
+    assert taken_steps(np.array([[7, 8]]), np.array([3 + 4]), np.array([10])).tolist() == [[3 + 4 + 10 + 7, 3 + 4 + 10 + 7 + 8]]
 
 
 def test_progress_accounts_for_all_the_work(herd_run):

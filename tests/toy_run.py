@@ -17,9 +17,6 @@ def parse():
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--cache", default=os.environ.get("TOY_CACHE"))
-    parser.add_argument("--coordinator")
-    parser.add_argument("--processes", type=int)
-    parser.add_argument("--process-id", type=int)
     return parser.parse_args()
 
 
@@ -31,32 +28,20 @@ def main():
     if options.cache:
         jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    from tamherd_jax.parallel import start_processes
-
-    start_processes(options.coordinator, options.processes, options.process_id)
-
     from toy import toy_experiment
 
     from tamherd_jax.experiments.checkpoints import Checkpoints
-    from tamherd_jax.experiments.lifecycle import gather, own_seeds
     from tamherd_jax.experiments.results import write_results
 
-    whole = experiment = toy_experiment(seeds=options.seeds, devices=jax.local_devices())
-    where = options.out / "checkpoints"
-    if options.processes:
-        experiment = toy_experiment(seeds=options.seeds, own_seeds=own_seeds(whole.seeds))
-        where = where / f"process-{options.process_id}"
-    checkpoints = Checkpoints(where, options.every, warn=lambda line: print(line, flush=True))
+    experiment = toy_experiment(seeds=options.seeds, devices=jax.local_devices())
+    checkpoints = Checkpoints(options.out / "checkpoints", options.every, warn=lambda line: print(line, flush=True))
     print("from", checkpoints.restore(experiment), flush=True)
     for event in experiment.run():
         checkpoints.offer(experiment)
         print(json.dumps([event.stage, event.epoch, time.time()]), flush=True)
     checkpoints.save(experiment)
     checkpoints.close()
-    if options.processes:
-        gather(experiment, whole)
-    if not options.process_id:
-        write_results(whole, options.out)
+    write_results(experiment, options.out)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from tamherd_jax.envs._brax import brax_envs
 from tamherd_jax.envs.episodes import Episodes, Lanes, TaskEnv, collect_episode, collect_episodes, collect_lane
 from tamherd_jax.envs.locomotion import Cheetah, Locomotion, Walker
-from tamherd_jax.envs.tasks import Task, TaskSet, mean_by_task, ml2, systematic_resample, take_tasks
+from tamherd_jax.envs.tasks import TASK_SETS, Task, TaskSet, mean_by_task, ml2, systematic_resample, take_tasks
 
 __all__ = [
+    "TASK_SETS",
     "Cheetah",
     "Episodes",
     "Lanes",

@@ -37,6 +37,11 @@ class _Terms(NamedTuple):
         return _Terms(*(jnp.asarray(x)[body] for x in self))
 
 
+def locomotion_terms(body: int) -> _Terms:
+    """The terms of one body as numbers, for who reads episodes afterwards."""
+    return _Terms(*(float(values[body]) for values in _Terms()))
+
+
 class Locomotion(Env):
     """Planar running, either body in one program: `r = d (x' - x) / dt + bonus - cost |a|^2`.
 
@@ -112,6 +117,11 @@ class Locomotion(Env):
     def action_size(self) -> int:
         """A = 6."""
         return NU
+
+    @property
+    def expected_action_scale(self) -> float:
+        """What divides actions."""
+        return self._action_scale
 
     @property
     def backend(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,6 +80,10 @@ def ml2() -> TaskSet:
         mode_names=BODIES,
         modes=np.array([body for body, _ in pairs]),
     )
+
+
+TASK_SETS: dict[str, Callable[[], TaskSet]] = {"ml2": ml2}
+"""The package's own task sets, by their name in lower case."""
 
 
 def take_tasks(tasks: Any, index: jax.Array | np.ndarray) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import json
 import logging
 import shutil
@@ -24,6 +23,7 @@ import numpy as np
 import tamherd_jax
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import Snapshot, apply_snapshot, check_curves, expected_arrays, take_snapshot
+from tamherd_jax.serialization import array_entry
 
 FORMAT = 1
 KEEP = 3
@@ -130,6 +130,8 @@ class Checkpoints:
                 found = self._manager.restore(step, args=ocp.args.Composite(**items))
             if found is None:
                 gc.collect()
+        if found is None:
+            _ignore_closed_loops()
         return found
 
     def _settle(self) -> None:
@@ -153,6 +155,7 @@ class Checkpoints:
                 self._reopen()
                 gc.collect()
         if reason is not None:
+            _ignore_closed_loops()
             self.warn(f"checkpoint {step} could not be written, earlier ones stay: {reason}")
 
     def _reopen(self) -> None:
@@ -167,7 +170,7 @@ class Checkpoints:
         if set(arrays) != set(meta["arrays"]):
             raise ValueError(self._damaged(step, f"{min(set(arrays) ^ set(meta['arrays']))} is missing or too many"))
         for name, entry in meta["arrays"].items():
-            if _entry(np.asarray(arrays[name])) != entry:
+            if array_entry(np.asarray(arrays[name])) != entry:
                 raise ValueError(self._damaged(step, f"{name} is not what was written"))
 
     def _damaged(self, step: int, what: str) -> str:
@@ -183,13 +186,8 @@ def _describe(experiment: Experiment, snapshot: Snapshot) -> dict[str, Any]:
         "config": experiment.config.to_json(),
         "physics": experiment.env.backend,
         "facts": snapshot.facts,
-        "arrays": {name: _entry(array) for name, array in snapshot.arrays.items()},
+        "arrays": {name: array_entry(array) for name, array in snapshot.arrays.items()},
     }
-
-
-def _entry(array: np.ndarray) -> dict[str, Any]:
-    digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "blake2b": digest}
 
 
 def _check_description(experiment: Experiment, meta: Any, where: Path) -> None:
@@ -238,6 +236,20 @@ def _unheard() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
+
+
+def _ignore_closed_loops() -> None:
+    """Leave complaints of closed event loops unheard: TensorStore's threads call a failed read back at any later time."""
+    hook = sys.unraisablehook
+    if getattr(hook, "ignores_closed_loops", False):
+        return
+
+    def closed_loops_aside(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            hook(unraisable)
+
+    closed_loops_aside.ignores_closed_loops = True  # type: ignore[attr-defined]
+    sys.unraisablehook = closed_loops_aside
 
 
 @contextlib.contextmanager

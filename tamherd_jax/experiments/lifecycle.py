@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import signal
 import threading
@@ -17,6 +18,9 @@ import numpy as np
 
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import Snapshot, apply_snapshot, join_snapshots, take_snapshot
+
+_PATIENCE = 30 * 24 * 3600  # seconds
+_BARRIERS = itertools.count()  # names of barriers: every process passes the same ones in the same order
 
 
 @dataclasses.dataclass
@@ -96,9 +100,14 @@ def gather(experiment: Experiment, whole: Experiment) -> None:
 
 
 def _allgather_bytes(data: bytes) -> list[bytes]:
-    """Every process's bytes, in the order of processes."""
+    """Every process's bytes, in the order of processes, however long the others take to get here."""
     from jax.experimental import multihost_utils
+    from orbax.checkpoint import multihost
 
+    # A collective gives up after half a minute; shares of seeds may end hours apart. The barrier of JAX's coordinator waits,
+    # and fails when a process dies.
+    name = f"tamherd-{next(_BARRIERS)}"
+    multihost.sync_global_processes(name, timeout=_PATIENCE, processes=set(range(jax.process_count())))
     lengths = np.asarray(multihost_utils.process_allgather(np.array([len(data)], np.int32))).reshape(-1)
     padded = np.zeros(int(lengths.max()), np.uint8)
     padded[: len(data)] = np.frombuffer(data, np.uint8)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import jax
 import numpy as np
 
 import tamherd_jax
+from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.ledger import taken_steps
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd import clustering
+from tamherd_jax.serialization import write_arrays, write_json
 
 SCHEMA = 1
 ARMS = ("oracle", "single", "herd")
@@ -32,18 +34,18 @@ def write_results(experiment: Experiment, directory: Path) -> None:
 def experiment_curves(experiment: Experiment) -> dict[str, np.ndarray]:
     """Everything recorded, `arm/quantity` -> `[S, E, ...]`, and the x-axes `arm/budget` `[E]`, `arm/taken` `[S, E]`."""
     curves = {name: np.stack(values, 1) for name, values in experiment.curves.items()}
-    budget = experiment.budget
-    for arm in ARMS:
-        curves[f"{arm}/budget"] = getattr(budget, arm)(curves[f"{arm}/after"].shape[1])
-    taken = taken_steps(
-        curves["single/steps"].sum(2),
-        np.asarray(experiment.embedded.steps),
-        curves["herd/steps"].sum(2),
-        experiment.config.probe_epochs,
-    )
-    curves["single/taken"], curves["herd/taken"] = taken["single"], taken["herd"]
-    curves["oracle/taken"] = curves["oracle/steps"].sum(2).cumsum(1)
+    probe = curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1)
+    for name, arm in experiment.arms.items():
+        curves[f"{name}/budget"] = arm.budget(curves[f"{name}/after"].shape[1])
+        first = {"probe": probe, "embeddings": experiment.partition(name).embedded.steps}
+        charged = [np.asarray(first[part]) for part in arm.charged]
+        curves[f"{name}/taken"] = taken_steps(curves[f"{arm.source}/steps"].sum(2), *charged)
     return curves
+
+
+def arm_names(experiment: Experiment) -> tuple[str, ...]:
+    """The arms in the order of the result files: the paper's three, then the controls."""
+    return (*ARMS, *(name for name in experiment.arms if name not in ARMS))
 
 
 def embedding_arrays(experiment: Experiment) -> dict[str, np.ndarray]:
@@ -83,7 +85,8 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
         "clusters": [cluster_summary(experiment, curves, i) for i in range(config.seeds)],
         "ledger": ledger(experiment, curves),
         "nonfinite_episodes": {
-            arm: int(curves[f"{arm}/nonfinite"].sum() + curves[f"{arm}/test_nonfinite"].sum()) for arm in ARMS
+            name: int(curves[f"{experiment.arms[name].source}/nonfinite"].sum() + curves[f"{name}/test_nonfinite"].sum())
+            for name in arm_names(experiment)
         },
     }
 
@@ -96,7 +99,7 @@ def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> lis
     """
     rows = []
     left_out = {(entry["seed"], entry["arm"]) for entry in excluded(experiment, curves)}
-    for arm in ARMS:
+    for arm in arm_names(experiment):
         for mode, body in enumerate(experiment.task_set.mode_names):
             tasks = experiment.task_set.modes == mode
             after = curves[f"{arm}/after"][:, :, tasks].mean(2)
@@ -122,19 +125,28 @@ def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict
     and on its clusters.
     """
     entries = []
-    for arm in ARMS:
-        faults = curves[f"{arm}/fault"]  # [S, E, A]
-        for index, learner in np.argwhere(faults[:, -1] >= 0):
-            epoch = int(np.argmax(faults[index, :, learner] >= 0)) + 1
-            why = f"{experiment.float_leaves[faults[index, -1, learner]]} is not finite"
-            seed = int(experiment.seeds[index])
-            entries.append({"seed": seed, "arm": arm, "learner": int(learner), "epoch": epoch, "why": why})
-            if arm == "single" and epoch <= experiment.config.probe_epochs:
-                entries.append({"seed": seed, "arm": "herd", "learner": None, "epoch": epoch, "why": f"its probe: {why}"})
-    for index, why in sorted(experiment.cluster_failures.items()):
-        seed = int(experiment.seeds[index])
-        entries.append({"seed": seed, "arm": "herd", "learner": None, "epoch": 0, "why": why})
+
+    def exclude(index: int, arm: str, learner: int | None, epoch: int, why: str) -> None:
+        entries.append({"seed": int(experiment.seeds[index]), "arm": arm, "learner": learner, "epoch": epoch, "why": why})
+
+    for name in arm_names(experiment):
+        for index, learner, epoch, why in _faults(experiment, curves, experiment.arms[name].source):
+            exclude(index, name, learner, epoch, why)
+            if name == "single" and epoch <= experiment.config.probe_epochs:
+                for herd in (arm.name for arm in experiment.arms.values() if "probe" in arm.charged):
+                    exclude(index, herd, None, epoch, f"its probe: {why}")
+    for name in (name for name in arm_names(experiment) if experiment.arms[name].charged):
+        for index, why in sorted(experiment.partition(name).failures.items()):
+            exclude(index, name, None, 0, why)
     return entries
+
+
+def _faults(experiment: Experiment, curves: dict[str, np.ndarray], arm: str) -> Iterator[tuple[int, int, int, str]]:
+    """Index of the seed, learner, epoch and reason of each learner of an arm that was frozen."""
+    faults = curves[f"{arm}/fault"]  # [S, E, A]
+    for index, learner in np.argwhere(faults[:, -1] >= 0):
+        epoch = int(np.argmax(faults[index, :, learner] >= 0)) + 1
+        yield int(index), int(learner), epoch, f"{experiment.float_leaves[faults[index, -1, learner]]} is not finite"
 
 
 def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index: int) -> dict[str, Any]:
@@ -142,7 +154,8 @@ def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index
     task_set, clusters = experiment.task_set, experiment.clusters[index]
     tasks = np.asarray(experiment.embedded_index)
     modes = task_set.modes[tasks]
-    member = curves["herd/member"][index]  # [E, N]
+    share = curves["herd/share"][index, :, :, : clusters.k]  # [E, N, K], of the repeats of a meta-test
+    repeats = experiment.config.test_repeats
     counts = {
         name: [int(np.sum((tasks == n) & (clusters.labels == k))) for k in range(clusters.k)]
         for n, name in enumerate(task_set.task_names)
@@ -158,11 +171,16 @@ def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index
         "purity_bodies": clustering.purity(clusters.labels, modes),
         "silhouette": {str(k): float(v) for k, v in clusters.scores["silhouette"].items()},
         "reward_guard_rate": float(np.mean(experiment.embedded.features.guard[index])),
-        "assignment_accuracy": float(np.mean(majority[member] == task_set.modes[None])),
+        "assignment_accuracy": float(np.mean(np.sum(share * (majority == task_set.modes[:, None]), -1))),
         "assigned_to": {
-            name: [int(np.sum(member[:, n] == k)) for k in range(clusters.k)] for n, name in enumerate(task_set.task_names)
+            name: [round(float(times) * repeats) for times in share[:, n].sum(0)] for n, name in enumerate(task_set.task_names)
         },
     }
+
+
+def learners(experiment: Experiment, arm: Arm) -> int:
+    """How many learners an arm trains a seed; where seeds differ, their mean, rounded."""
+    return round(float(experiment.member_counts(arm.name).mean())) if arm.grouped else arm.size
 
 
 def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -173,17 +191,17 @@ def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, A
         "budget": {
             "probe": budget.probe,
             "embedding": budget.embedding,
-            **{arm: int(curves[f"{arm}/budget"][-1]) for arm in ARMS},
+            **{arm: int(curves[f"{arm}/budget"][-1]) for arm in arm_names(experiment)},
         },
         "taken": {
             "probe": curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1).astype(int).tolist(),
             "embedding": np.asarray(experiment.embedded.steps).astype(int).tolist(),
-            **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in ARMS},
+            **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in arm_names(experiment)},
         },
         "meta_updates": {
-            "single": experiment.config.single_epochs,
-            "herd": experiment.config.member_epochs * experiment.members,
-            "oracle": experiment.config.member_epochs * experiment.modes,
+            name: curves[f"{name}/steps"].shape[1] * learners(experiment, arm) * getattr(arm.learner, "updates_per_epoch", 1)
+            for name, arm in experiment.arms.items()
+            if arm.trains
         },
     }
 
@@ -207,22 +225,3 @@ def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], di
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise ValueError(f"{directory}/results.json is not of this version (schema {SCHEMA})")
     return results, arrays[0], arrays[1]
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write JSON atomically, keys in the order given."""
-    _atomically(path, lambda file: file.write((json.dumps(document, indent=1, allow_nan=False) + "\n").encode()))
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a compressed npz atomically."""
-    _atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-
-
-def _atomically(path: Path, write: Any) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

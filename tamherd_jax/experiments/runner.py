@@ -11,20 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tamherd_jax.envs import Locomotion, TaskSet, ml2
+from tamherd_jax.envs import Locomotion, TaskSet, ml2, take_tasks
+from tamherd_jax.experiments.arms import EMBEDDINGS, MEMBERS, PROBE, SINGLE, STAGES, Arm, Partition
 from tamherd_jax.experiments.config import ExperimentConfig
+from tamherd_jax.experiments.learners import doubled_gradient_steps, make_learner
 from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
-from tamherd_jax.maml.learner import MAML
+from tamherd_jax.herd.learner import EpochMetrics, ReplayLearner
 from tamherd_jax.parallel import concatenate, map_learners
 
-_ROLES = ("single", "oracle", "herd", "embed", "cluster", "assign", "test_single", "test_oracle", "test_herd")
+_ROLES = (
+    *("single", "oracle", "herd", "embed", "cluster", "assign", "test_single", "test_oracle", "test_herd"),
+    *("random_assignment", "random_clusters"),
+)
 """Every random number descends from (seed, role, index, epoch); a new role goes to the end."""
 
-STAGES = ("probe", "embeddings", "herd and oracle", "single")
-"""In the order of a run."""
+_PREPARATION = np.uint32(2**32 - 1)
+"""In place of an epoch: what is collected before the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +55,11 @@ class Progress:
 
 
 class Experiment:
-    """The compiled programs of one configuration, and the loop over its stages.
+    """The compiled programs of one configuration, and the loop over its stages and arms.
 
     `run()` yields a `Progress` per epoch; afterwards `curves`, `clusters` and `embedded` hold what the results need. At every
     yield all attributes agree with `done`, and `run()` goes on from there (see `experiments.snapshot`). Axes: S seeds, N tasks,
-    A learners of an arm (oracle: modes; herd: members).
+    A learners of an arm (oracle: modes; herd: members), B = N R test tasks, R repeats of each of the N.
 
     Args:
       config: what to run.
@@ -77,15 +82,15 @@ class Experiment:
         self.config = config
         self.task_set = ml2() if task_set is None else task_set
         self.env = Locomotion(config.physics, config.expected_action_scale) if env is None else env
-        self.members, self.modes = int(config.clustering.clusters), len(self.task_set.mode_names)
+        self.members, self.modes = config.clustering.most, len(self.task_set.mode_names)
         self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds) if seeds is None else np.asarray(seeds)
+        self.devices = jax.local_devices()[:1] if devices is None else list(devices)
         self._map = functools.partial(map_learners, devices=devices, per_call=per_call)
-        draws = config.draws_per_task * len(self.task_set)
-        self.single = MAML(self.env, draws, config.maml)
-        self.member = MAML(self.env, max(1, draws // self.members), config.maml)
         # Where clusters are as many as modes, herd and oracle share one compiled program.
-        self.expert = self.member if self.members == self.modes else MAML(self.env, max(1, draws // self.modes), config.maml)
+        self.single, self.member, self.expert = map(self.learner_of, (1, self.members, self.modes))
         self.embedding = make_embedding(config.embedding)
+        single, oracle, herd = self._main_arms()
+        self.arms = {arm.name: arm for arm in (single, oracle, herd, *self._controls(single, herd))}
         self.curves: dict[str, list[np.ndarray]] = {}
         self.clusters: list[Clusters] = []
         self.embedded: EmbeddedTasks
@@ -93,55 +98,189 @@ class Experiment:
         self.states: dict[str, Any] = {}
         self.done = dict.fromkeys(STAGES, 0)
 
+    @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
+    def learner_of(self, count: int) -> Any:
+        """The learner, of `count` that share an epoch's task draws."""
+        return make_learner(self.config, self.env, len(self.task_set), count)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether every seed has its own number of members."""
+        return self.config.clustering.clusters == "auto"
+
+    def _main_arms(self) -> tuple[Arm, ...]:
+        """The paper's three."""
+        c, b = self.config, self.budget
+        single = Arm(
+            name="single",
+            source="single",
+            role="single",
+            stages=(PROBE, SINGLE),
+            learner=self.single,
+            size=1,
+            weights=lambda: np.ones((len(self.seeds), 1, len(self.task_set)), np.float32),
+            assign=self._the_only_learner,
+            explore=c.explore_episodes,
+            budget=b.single,
+        )
+        oracle = dataclasses.replace(
+            single,
+            name="oracle",
+            source="oracle",
+            role="oracle",
+            stages=(MEMBERS,),
+            learner=self.expert,
+            size=self.modes,
+            weights=lambda: np.tile(self.task_set.mode_weights(), (len(self.seeds), 1, 1)),
+            assign=self._learner_of_mode,
+            budget=b.oracle,
+        )
+        herd = dataclasses.replace(
+            oracle,
+            name="herd",
+            source="herd",
+            role="herd",
+            learner=self.member,
+            size=self.members,
+            grouped=self.grouped,
+            weights=self.member_weights,
+            assign=functools.partial(self._nearest_member, "herd"),
+            explore=c.explore_episodes - c.probe_test_episodes,
+            budget=b.herd,
+            charged=(PROBE, EMBEDDINGS),
+        )
+        return single, oracle, herd
+
+    def _controls(self, single: Arm, herd: Arm) -> list[Arm]:
+        """The configured controls: the arm that each is compared with, and what differs from it."""
+
+        def trained(arm: Arm, name: str, **changes: Any) -> Arm:
+            return dataclasses.replace(arm, name=name, source=name, **changes)
+
+        def clustered(name: str, **changes: Any) -> Arm:
+            weights, assign = (functools.partial(fn, name) for fn in (self.member_weights, self._nearest_member))
+            return trained(herd, name, weights=weights, assign=assign, **changes)
+
+        make: dict[str, Callable[[], Arm]] = {
+            "random-assignment": lambda: dataclasses.replace(herd, name="random-assignment", assign=self._random_member),
+            "oracle-assignment": lambda: dataclasses.replace(herd, name="oracle-assignment", assign=self._member_of_mode),
+            "random-clusters": lambda: clustered("random-clusters"),
+            "untrained-probe": lambda: clustered("untrained-probe", budget=self.budget.untrained_herd, charged=(EMBEDDINGS,)),
+            "double-gradient": lambda: trained(
+                single,
+                "double-gradient",
+                learner=make_learner(doubled_gradient_steps(self.config), self.env, len(self.task_set)),
+            ),
+        }
+        return [make[name]() for name in make if name in self.config.controls]
+
+    def check_memory(self) -> None:
+        """Refuse learners whose replay does not fit into memory; `run` does so before anything is allocated.
+
+        Raises:
+          ValueError: in one line that says what to change.
+        """
+        if not isinstance(self.single, ReplayLearner):
+            return
+        trained = [arm for arm in self.arms.values() if arm.trains]
+        at_once = max(sum(arm.size for arm in trained if stage in arm.stages) for stage in (PROBE, MEMBERS))
+        # One device keeps all learners and a second copy of those in training; of several, each holds a call's, old and new.
+        alone = len(self.devices) == 1 or self.devices[0].platform == "cpu"
+        self.single.check_memory(len(self.seeds) * (sum(arm.size for arm in trained) + at_once) if alone else 2)
+
     @property
     def budget(self) -> Budget:
         """Environment steps that each part may take."""
-        c = self.config
+        c, preparation = self.config, 0
+        counts = range(1, self.members + 1) if self.grouped else (self.members,)
+        if isinstance(self.single, ReplayLearner):
+            preparation = self.single.preparation_steps * len(self.task_set)
         return Budget(
             single_epoch=self.single.steps_per_epoch,
-            herd_epoch=self.members * self.member.steps_per_epoch,
+            herd_epoch=max(count * self.learner_of(count).steps_per_epoch for count in counts),
             oracle_epoch=self.modes * self.expert.steps_per_epoch,
-            probe=c.probe_epochs * self.single.steps_per_epoch,
-            embedding=c.embedding_tasks * c.embedding_episodes * c.maml.horizon,
+            probe=preparation * (c.probe_epochs > 0) + c.probe_epochs * self.single.steps_per_epoch,
+            embedding=c.embedding_tasks * c.embedding_episodes * self.single.horizon,
+            preparation=preparation,
         )
 
+    # Stages ----------------------------------------------------------------------------------------------------------
+
     def run(self) -> Iterator[Progress]:
-        """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner."""
-        c = self.config
-        if "single" not in self.states:
-            self.states["single"] = self._init("single", 1)
-        yield from self._train_single("probe", 0, c.probe_epochs)
-        if "probe" not in self.states:
-            self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.states["single"])
-        if not self.done["embeddings"]:
+        """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner.
+
+        Raises:
+          ValueError: see `check_memory`.
+        """
+        self.check_memory()
+        yield from self.train_probes()
+        if not self.done[EMBEDDINGS]:
             yield self._embed_and_cluster()
-        yield from self._train_herd_and_oracle()
-        yield from self._train_single("single", c.probe_epochs, c.single_epochs)
+        yield from self._train_and_test(MEMBERS, 0)
+        yield from self._train_and_test(SINGLE, self.config.probe_epochs)
 
-    def _train_single(self, stage: str, start: int, stop: int) -> Iterator[Progress]:
-        weights = np.ones((len(self.seeds), 1, len(self.task_set)), np.float32)
-        member = np.zeros((len(self.seeds), len(self.task_set)), np.int32)
-        for epoch in range(start + self.done[stage] + 1, stop + 1):
-            self._train(self.single, ("single",), {"single": weights}, epoch)
-            self._test("single", self.config.explore_episodes, member, epoch)
-            yield self._progress(stage, epoch - start, stop - start, ("single",))
+    def train_probes(self) -> Iterator[Progress]:
+        """The first stage alone; afterwards `states["probe"]` `[S, ...]` are the probes."""
+        yield from self._train_and_test(PROBE, 0)
+        if "probe" not in self.states:
+            trained = self.states["single"] if self.config.probe_epochs else self._init(self.arms["single"])
+            self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.snapshot(trained))
 
-    def _train_herd_and_oracle(self) -> Iterator[Progress]:
-        c, seeds = self.config, len(self.seeds)
-        weights = {"oracle": np.tile(self.task_set.mode_weights(), (seeds, 1, 1)), "herd": self.member_weights()}
-        if "herd" not in self.states:
-            self.states["oracle"] = self._init("oracle", self.modes)
-            self.states["herd"] = self._init("herd", self.members)
-        modes = np.tile(self.task_set.modes.astype(np.int32), (seeds, 1))
-        for epoch in range(self.done["herd and oracle"] + 1, c.member_epochs + 1):
-            if self.expert is self.member:
-                self._train(self.member, ("oracle", "herd"), weights, epoch)
-            else:
-                self._train(self.expert, ("oracle",), weights, epoch)
-                self._train(self.member, ("herd",), weights, epoch)
-            self._test("oracle", c.explore_episodes, modes, epoch)
-            self._test("herd", c.explore_episodes - c.probe_test_episodes, self._assign(epoch), epoch)
-            yield self._progress("herd and oracle", epoch, c.member_epochs, ("herd", "oracle"))
+    def epochs(self, stage: str) -> int:
+        """Epochs that a stage has."""
+        c = self.config
+        return {
+            PROBE: c.probe_epochs,
+            EMBEDDINGS: 1,
+            MEMBERS: c.member_epochs,
+            SINGLE: c.single_epochs - c.probe_epochs,
+        }[stage]
+
+    def _train_and_test(self, stage: str, before: int) -> Iterator[Progress]:
+        """The epochs of a stage that are not done yet; its learners had `before` epochs in earlier stages."""
+        arms = [arm for arm in self.arms.values() if stage in arm.stages]
+        for epoch in range(self.done[stage] + 1, self.epochs(stage) + 1):
+            whole = [arm for arm in arms if arm.trains and not arm.grouped]
+            for learner in dict.fromkeys(arm.learner for arm in whole):
+                self._train(learner, [arm for arm in whole if arm.learner is learner], before + epoch)
+            for arm in (arm for arm in arms if arm.trains and arm.grouped):
+                self._train_grouped(arm, before + epoch)
+            for arm in arms:
+                self._test(arm, before + epoch)
+            yield self._progress(stage, epoch, arms)
+
+    def _progress(self, stage: str, epoch: int, arms: list[Arm]) -> Progress:
+        """Progress of the epoch just recorded for some arms."""
+        self.done[stage] = epoch
+        latest = {name: values[-1] for name, values in self.curves.items()}
+        taken = [latest.get(f"{arm.name}/{kind}", np.zeros(())) for arm in arms for kind in ("steps", "test_steps")]
+        notes = tuple(line for arm in arms if arm.trains for line in self._new_faults(arm.name))
+        returns = {arm.name: latest[f"{arm.name}/after"] for arm in arms}
+        work = len(self.seeds) * sum(map(self._epoch_work, arms))
+        return Progress(stage, epoch, self.epochs(stage), returns, sum(int(x.sum()) for x in taken), work, notes)
+
+    @property
+    def total_work(self) -> int:
+        """Sum of `Progress.work` over a whole run."""
+        return self._work(dict.fromkeys(STAGES, 0))
+
+    @property
+    def work_left(self) -> int:
+        """Sum of `Progress.work` over what is not done yet."""
+        return self._work(self.done)
+
+    def _work(self, done: dict[str, int]) -> int:
+        left = {stage: self.epochs(stage) - done[stage] for stage in STAGES}
+        work = sum(left[stage] * self._epoch_work(arm) for arm in self.arms.values() for stage in arm.stages)
+        return len(self.seeds) * (work + left[EMBEDDINGS] * self.budget.embedding)
+
+    def _epoch_work(self, arm: Arm) -> int:
+        """Environment steps of one epoch and meta-test of an arm, a seed."""
+        c = self.config
+        test = (c.explore_episodes + c.test_episodes) * self.single.horizon * len(self.task_set) * c.test_repeats
+        return test + (int(np.diff(arm.budget(2))[0]) if arm.trains else 0)
+
+    # Embeddings and clusters -----------------------------------------------------------------------------------------
 
     @functools.cached_property
     def embedded_index(self) -> np.ndarray:
@@ -155,29 +294,71 @@ class Experiment:
         episodes = self.config.embedding_episodes
         return lambda key, probe: embed_training_tasks(self.single, self.embedding, key, probe, tasks, episodes)
 
+    @functools.cached_property
+    def _embed_program(self) -> Any:
+        return self._map(self.embed_one, in_axes=(0, 0))
+
     def _embed_and_cluster(self) -> Progress:
         """Embed the training tasks with every seed's frozen probe and cluster each seed's own."""
-        self.embedded = self._map(self.embed_one, in_axes=(0, 0))(self._keys("embed"), self.states["probe"])
-        grams = np.asarray(self.embedded.gram, np.float64)
-        self.clusters = [self._cluster(index, gram) for index, gram in enumerate(grams)]
-        self.done["embeddings"] = 1
+        found = self._partition(self.states["probe"])
+        self.embedded, self.clusters, self.cluster_failures = found.embedded, list(found.clusters), found.failures
+        self.done[EMBEDDINGS] = 1
         steps = int(np.sum(self.embedded.steps))
         notes = tuple(f"seed {self.seeds[i]}: {why}" for i, why in self.cluster_failures.items())
-        return Progress("embeddings", 1, 1, {}, steps, self.budget.embedding * len(self.seeds), notes)
+        return Progress(EMBEDDINGS, 1, 1, {}, steps, self.budget.embedding * len(self.seeds), notes)
 
-    def _cluster(self, index: int, gram: np.ndarray) -> Clusters:
-        """One seed's clusters; where there can be none, equal shares keep its rows busy and the seed's herd is not counted."""
-        try:
-            return cluster(gram, self.config.clustering, int(self.seeds[index]))
-        except ValueError as error:
-            self.cluster_failures[index] = str(error)
-            return Clusters(np.arange(len(gram)) % self.members, self.members, {"silhouette": {}})
+    def _partition(self, probe: Any) -> Partition:
+        """Training tasks as a probe sees and clusters them. Where there can be no clusters, equal shares keep a seed's rows
+        busy, and its herd is not counted.
+        """
+        embedded, failures = self._embed_program(self._keys("embed"), probe), {}
+        clusters = []
+        for index, gram in enumerate(np.asarray(embedded.gram, np.float64)):
+            try:
+                clusters.append(cluster(gram, self.config.clustering, int(self.seeds[index])))
+            except ValueError as error:
+                failures[index], shares = str(error), 1 if self.grouped else self.members
+                clusters.append(Clusters(np.arange(len(gram)) % shares, shares, {"silhouette": {}}))
+        return Partition(probe, embedded, clusters, failures)
 
-    def member_weights(self) -> np.ndarray:
+    @functools.cached_property
+    def _random_partition(self) -> Partition:
+        """The trained probe's embeddings, in clusters of equal size that are drawn at random."""
+        counts = self.member_counts()
+        shares = np.arange(len(self.embedded_index)) % counts[:, None]
+        labels = np.asarray(jax.vmap(jax.random.permutation)(self._keys("random_clusters"), shares)).astype(np.int64)
+        clusters = [Clusters(row, int(k), {"silhouette": {}}) for row, k in zip(labels, counts, strict=True)]
+        return Partition(self.states.get("probe"), self.embedded, clusters, {})
+
+    @functools.cached_property
+    def _untrained_partition(self) -> Partition:
+        """The training tasks as the probe saw and clustered them before its first epoch."""
+        fresh = self.snapshot(self._init(self.arms["single"]))
+        return self._partition(jax.tree.map(lambda leaf: leaf[:, 0], fresh))
+
+    def partition(self, arm: str = "herd") -> Partition:
+        """What an arm's members train on and how its test tasks are assigned.
+
+        That of a control is computed when first asked for: training changes nothing in it.
+        """
+        if arm == "random-clusters":
+            return self._random_partition
+        if arm == "untrained-probe":
+            return self._untrained_partition
+        return Partition(self.states.get("probe"), self.embedded, self.clusters, self.cluster_failures)
+
+    def member_counts(self, arm: str = "herd") -> np.ndarray:
+        """`[S]` how many members each seed's herd has."""
+        clusters = self.partition(arm).clusters
+        return np.array([found.k if self.grouped else self.members for found in clusters], np.int32)
+
+    def member_weights(self, arm: str = "herd") -> np.ndarray:
         """`[S, K, N]` each member's distribution over tasks: the empirical one of its cluster, however impure."""
-        index = np.asarray(self.embedded_index)
-        rows = [membership_weights(c.labels, index, len(self.task_set), self.members) for c in self.clusters]
+        index, clusters = np.asarray(self.embedded_index), self.partition(arm).clusters
+        rows = [membership_weights(c.labels, index, len(self.task_set), self.members) for c in clusters]
         return np.stack(rows).astype(np.float32)
+
+    # Training --------------------------------------------------------------------------------------------------------
 
     def _keys(self, role: str, index: int = 0) -> jax.Array:
         """`[S]` one key per seed for a role; a seed's keys do not depend on which other seeds run."""
@@ -196,10 +377,23 @@ class Experiment:
     def _init_program(self) -> Any:
         return self._map(self.init_one, in_axes=(0,))
 
-    def _init(self, role: str, rows: int) -> Any:
+    def _init(self, arm: Arm) -> Any:
         """Fresh states `[S, A, ...]`."""
-        states = self._init_program(_flatten(self._row_keys(role, rows)))
-        return jax.tree.map(lambda leaf: leaf.reshape(len(self.seeds), rows, *leaf.shape[1:]), states)
+        states = self._init_program(_flatten(self._row_keys(arm.role, arm.size)))
+        return jax.tree.map(lambda leaf: leaf.reshape(len(self.seeds), arm.size, *leaf.shape[1:]), states)
+
+    def snapshot(self, state: Any) -> Any:
+        """The part of a state, or of a batch of them, that probes, adapts and may go wrong: all but a learner's replay."""
+        return self.single.snapshot(state) if isinstance(self.single, ReplayLearner) else state
+
+    @functools.cached_property
+    def _prepare_program(self) -> Any:
+        """Compiled preparation for the flat axis of L = S A learners."""
+
+        def prepare(row_key, state, tasks, weights):
+            return self.single.prepare(jax.random.fold_in(row_key, _PREPARATION), state, tasks, weights)
+
+        return self._map(prepare, in_axes=(0, 0, None, 0), donate=(1,))
 
     @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
     def _train_program(self, learner: Any) -> Any:
@@ -207,29 +401,78 @@ class Experiment:
 
         def epoch(row_key, epoch, state, tasks, weights, fault):
             new, metrics = learner.train_epoch(jax.random.fold_in(row_key, epoch), state, tasks, weights)
-            fault = jnp.where(fault >= 0, fault, first_nonfinite(new))
-            state = jax.tree.map(lambda old, new: jnp.where(fault < 0, new, old), state, new)
-            return state, metrics, fault
+            fault = jnp.where(fault >= 0, fault, first_nonfinite(self.snapshot(new)))
+
+            def keep(part, old, new):
+                # Replay holds finite steps only; to choose between its old and new would copy it.
+                return new if part is None else jnp.where(fault < 0, new, old)
+
+            return jax.tree.map(keep, self.snapshot(new), state, new, is_leaf=lambda part: part is None), metrics, fault
 
         return self._map(epoch, in_axes=(0, None, 0, None, 0, 0), donate=(2,))
 
-    def _train(self, learner: Any, arms: tuple[str, ...], weights: dict[str, np.ndarray], epoch: int) -> None:
-        """One epoch of all learners of some arms in one call; records their metrics."""
-        sizes = [weights[arm].shape[1] for arm in arms]
-        seeds = len(self.seeds)
-        states = jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *(self.states[arm] for arm in arms))
-        keys = _flatten(jnp.concatenate([self._row_keys(arm, size) for arm, size in zip(arms, sizes, strict=True)], 1))
-        flat_weights = _flatten(np.concatenate([weights[arm] for arm in arms], 1))
-        faults = _flatten(np.concatenate([self.faults(arm, size) for arm, size in zip(arms, sizes, strict=True)], 1))
-        program = self._train_program(learner)
-        out = program(keys, np.uint32(epoch), states, self.task_set.tasks, flat_weights, faults)
-        states, metrics, faults = jax.tree.map(lambda leaf: leaf.reshape(seeds, sum(sizes), *leaf.shape[1:]), out)
-        for arm, stop in zip(arms, np.cumsum(sizes), strict=True):
-            rows = slice(stop - sizes[arms.index(arm)], stop)
-            self.states[arm] = jax.tree.map(lambda leaf, rows=rows: leaf[:, rows], states)
-            own = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf[:, rows]), metrics)
-            self._record(arm, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
-            self._record(arm, fault=faults[:, rows], **own.diagnostics)
+    def _train(self, learner: Any, arms: list[Arm], epoch: int) -> None:
+        """One epoch of all arms of a learner in one call; records their metrics."""
+        if epoch == 1:
+            self.states |= {arm.name: self._init(arm) for arm in arms}
+        popped = [self.states.pop(arm.name) for arm in arms]  # so that no second reference keeps old replay alive
+        states = jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *popped)
+        del popped
+        keys = _flatten(jnp.concatenate([self._row_keys(arm.role, arm.size) for arm in arms], 1))
+        weights = _flatten(np.concatenate([arm.weights() for arm in arms], 1))
+        faults = _flatten(np.concatenate([self.faults(arm.name, arm.size) for arm in arms], 1))
+        out = self._train_rows(learner, keys, states, weights, faults, epoch)
+        del states
+        self._take_rows(arms, *out)
+
+    def _train_grouped(self, arm: Arm, epoch: int) -> None:
+        """One epoch of a herd whose seeds have different numbers of members: those with as many share a program.
+
+        A seed's rows beyond its members are never trained: they take no steps, and their returns and diagnostics are NaN.
+        """
+        if epoch == 1:
+            self.states[arm.name] = self._init(arm)
+        keys, weights, counts = self._row_keys(arm.role, arm.size), arm.weights(), self.member_counts(arm.name)
+        states, faults, metrics = self.states.pop(arm.name), self.faults(arm.name, arm.size), None
+        for count in map(int, np.unique(counts)):
+            rows = np.ix_(np.flatnonzero(counts == count), np.arange(count))
+            pick = functools.partial(jax.tree.map, lambda leaf, rows=rows: _flatten(leaf[rows]))
+            out = self._train_rows(self.learner_of(count), pick(keys), pick(states), pick(weights), pick(faults), epoch)
+            metrics = _unmeasured(out[1], counts.size, arm.size) if metrics is None else metrics
+            states, metrics, faults = (
+                jax.tree.map(lambda whole, part, rows=rows: _put(whole, rows, part), *pair)
+                for pair in zip((states, metrics, faults), out, strict=True)
+            )
+        self._take_rows([arm], *jax.tree.map(_flatten, (states, metrics, faults)))
+
+    def _train_rows(self, learner: Any, keys: Any, states: Any, weights: Any, faults: Any, epoch: int) -> tuple[Any, Any, Any]:
+        """States, metrics and faults of the flat axis of L learners after one more epoch; the first includes preparation."""
+        tasks, prepared = self.task_set.tasks, None
+        if epoch == 1 and isinstance(learner, ReplayLearner):
+            states, prepared = self._prepare_program(keys, states, tasks, weights)
+        states, metrics, faults = self._train_program(learner)(keys, np.uint32(epoch), states, tasks, weights, faults)
+        if prepared is not None:
+            metrics = dataclasses.replace(
+                metrics, steps=metrics.steps + prepared.steps, nonfinite=metrics.nonfinite + prepared.nonfinite
+            )
+        return states, metrics, faults
+
+    def _take_rows(self, arms: list[Arm], *flat: Any) -> None:
+        """Hand each arm its rows `[S, A, ...]` of an epoch's states, metrics and faults `[L, ...]`."""
+        seeds, learners, stop = len(self.seeds), sum(arm.size for arm in arms), 0
+        for arm in arms:
+            start, stop = stop, stop + arm.size
+            states, metrics, faults = jax.tree.map(
+                lambda leaf, rows=slice(start, stop): leaf.reshape(seeds, learners, *leaf.shape[1:])[:, rows], flat
+            )
+            self.states[arm.name] = states
+            own = jax.tree.map(np.asarray, metrics)
+            self._record(arm.name, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
+            self._record(arm.name, fault=faults, **own.diagnostics)
+
+    def _record(self, arm: str, **values: Any) -> None:
+        for name, value in values.items():
+            self.curves.setdefault(f"{arm}/{name}", []).append(np.asarray(value))
 
     def faults(self, arm: str, rows: int) -> np.ndarray:
         """`[S, A]` -1 for a sound learner, else the leaf of its state that stopped being finite, when it was frozen."""
@@ -239,7 +482,8 @@ class Experiment:
     @functools.cached_property
     def float_leaves(self) -> list[str]:
         """Names of the leaves of a learner's state that a fault counts."""
-        leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(self.init_one, jax.random.key(0)))
+        state = jax.eval_shape(lambda key: self.snapshot(self.init_one(key)), jax.random.key(0))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         return [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if _is_float(leaf)]
 
     def _new_faults(self, arm: str) -> list[str]:
@@ -252,80 +496,80 @@ class Experiment:
             for s, a in np.argwhere(new)
         ]
 
+    # Meta-test -------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def test_index(self) -> np.ndarray:
+        """`[B]` the task that each test task is: every one R times in a row."""
+        return np.repeat(np.arange(len(self.task_set)), self.config.test_repeats)
+
+    def _by_task(self, values: Any) -> Any:
+        """`[..., B]` to the means over repeats `[..., N]`."""
+        return values.reshape(*values.shape[:-1], len(self.task_set), self.config.test_repeats).mean(-1)
+
     @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
     def _test_program(self, explore: int) -> Any:
-        """Compiled meta-test of one seed on all tasks, with `explore` exploration episodes, for the axis of seeds."""
+        """Compiled meta-test of one seed on all test tasks, with `explore` exploration episodes, for the axis of seeds."""
 
         def test(key, epoch, states):
-            key, member = jax.random.fold_in(key, epoch), jnp.arange(len(self.task_set))
-            return meta_test(self.single, key, states, member, self.task_set.tasks, explore, self.config.test_episodes)
+            key, learner = jax.random.fold_in(key, epoch), jnp.arange(len(self.test_index))
+            tasks = take_tasks(self.task_set.tasks, self.test_index)
+            result = meta_test(self.single, key, states, learner, tasks, explore, self.config.test_episodes)
+            return dataclasses.replace(result, before=self._by_task(result.before), after=self._by_task(result.after))
 
         return self._map(test, in_axes=(0, None, 0))
 
-    def _test(self, arm: str, explore: int, member: np.ndarray | jax.Array, epoch: int) -> None:
-        """Meta-test every task with the learner of the arm that `member` `[S, N]` names; records the returns."""
-        # Every task's learner is picked out here, so that arms of any number of learners share one program.
-        seed = np.arange(len(self.seeds))[:, None]
-        states = jax.tree.map(lambda leaf: leaf[seed, member], self.states[arm])
-        result = self._test_program(explore)(self._keys(f"test_{arm}"), np.uint32(epoch), states)
-        self._record(arm, before=result.before, after=result.after, test_steps=result.steps, test_nonfinite=result.nonfinite)
+    def _test(self, arm: Arm, epoch: int) -> None:
+        """Meta-test every task with the learner of the arm that it is given to; records the returns."""
+        # Every test task's learner is picked out here, so that arms of any number of learners share one program.
+        seed, member = np.arange(len(self.seeds))[:, None], np.asarray(arm.assign(epoch))
+        states = jax.tree.map(lambda leaf: leaf[seed, member], self.snapshot(self.states[arm.source]))
+        result = self._test_program(arm.explore)(self._keys(f"test_{arm.role}"), np.uint32(epoch), states)
+        steps, nonfinite = result.steps, result.nonfinite
+        self._record(arm.name, before=result.before, after=result.after, test_steps=steps, test_nonfinite=nonfinite)
+        if arm.role == "herd":
+            given = member.reshape(len(self.seeds), len(self.task_set), -1, 1) == np.arange(arm.size)
+            share = given.mean(2, dtype=np.float32)
+            self._record(arm.name, share=share, member=share.argmax(-1).astype(np.int32))
+
+    def _the_only_learner(self, epoch: int) -> np.ndarray:
+        return np.zeros((len(self.seeds), len(self.test_index)), np.int32)
+
+    def _learner_of_mode(self, epoch: int) -> np.ndarray:
+        """The learner of each test task's own mode, which only an oracle knows."""
+        return np.tile(self.task_set.modes[self.test_index].astype(np.int32), (len(self.seeds), 1))
+
+    def _member_of_mode(self, epoch: int) -> np.ndarray:
+        """The member of the trained herd whose training tasks are most often of the test task's mode."""
+        of_mode = self.member_weights() @ (self.task_set.mode_weights() > 0).T.astype(np.float32)  # [S, K, modes]
+        exists = np.arange(self.members) < self.member_counts()[:, None]
+        return np.where(exists[..., None], of_mode, -1.0).argmax(1)[:, self.task_set.modes[self.test_index]]
+
+    def _random_member(self, epoch: int) -> jax.Array:
+        def draw(key, count):
+            return jax.random.randint(jax.random.fold_in(key, epoch), self.test_index.shape, 0, count)
+
+        return jax.vmap(draw)(self._keys("random_assignment"), self.member_counts())
 
     @functools.cached_property
     def _assign_program(self) -> Any:
-        """Compiled assignment of all tasks for S seeds."""
+        """Compiled assignment of all test tasks for S seeds."""
         c = self.config
 
         def assign(key, epoch, probe, embedded, membership):
-            key = jax.random.fold_in(key, epoch)
-            tasks = self.task_set.tasks
+            key, tasks = jax.random.fold_in(key, epoch), take_tasks(self.task_set.tasks, self.test_index)
             return assign_tasks(self.single, self.embedding, key, probe, embedded, membership, tasks, c.probe_test_episodes)
 
         return self._map(assign, in_axes=(0, None, 0, 0, 0))
 
-    def _assign(self, epoch: int) -> jax.Array:
-        """`[S, N]` the member that each task is assigned to, from fresh probe episodes; records it."""
-        membership = np.stack([np.eye(self.members, dtype=np.float32)[c.labels] for c in self.clusters])
+    def _nearest_member(self, arm: str, epoch: int) -> np.ndarray:
+        """The member with the nearest centroid, from fresh probe episodes in each test task."""
+        found = self.partition(arm)
+        membership = np.stack([np.eye(self.members, dtype=np.float32)[c.labels] for c in found.clusters])
         keys = self._keys("assign")
-        assignment, steps = self._assign_program(keys, np.uint32(epoch), self.states["probe"], self.embedded, membership)
-        self._record("herd", member=assignment.nearest, confidence=assignment.confidence, assign_steps=steps)
-        return assignment.nearest.astype(np.int32)
-
-    def _record(self, arm: str, **values: Any) -> None:
-        for name, value in values.items():
-            self.curves.setdefault(f"{arm}/{name}", []).append(np.asarray(value))
-
-    @property
-    def total_work(self) -> int:
-        """Sum of `Progress.work` over a whole run."""
-        return self._work(dict.fromkeys(STAGES, 0))
-
-    @property
-    def work_left(self) -> int:
-        """Sum of `Progress.work` over what is not done yet."""
-        return self._work(self.done)
-
-    def _work(self, done: dict[str, int]) -> int:
-        c, b = self.config, self.budget
-        epochs = c.single_epochs - done["probe"] - done["single"]
-        work = epochs * (b.single_epoch + self._test_work) + (1 - done["embeddings"]) * b.embedding
-        work += (c.member_epochs - done["herd and oracle"]) * (b.herd_epoch + b.oracle_epoch + 2 * self._test_work)
-        return len(self.seeds) * work
-
-    @property
-    def _test_work(self) -> int:
-        """Environment steps of one arm's meta-test."""
-        c = self.config
-        return (c.explore_episodes + c.test_episodes) * c.maml.horizon * len(self.task_set)
-
-    def _progress(self, stage: str, epoch: int, epochs: int, arms: tuple[str, ...]) -> Progress:
-        """Progress of the epoch just recorded for some arms."""
-        self.done[stage] = epoch
-        latest = {name: values[-1] for name, values in self.curves.items()}
-        steps = sum(int(latest[f"{arm}/{kind}"].sum()) for arm in arms for kind in ("steps", "test_steps"))
-        training = {"single": self.budget.single_epoch, "herd": self.budget.herd_epoch, "oracle": self.budget.oracle_epoch}
-        work = len(self.seeds) * sum(training[arm] + self._test_work for arm in arms)
-        notes = tuple(line for arm in arms for line in self._new_faults(arm))
-        return Progress(stage, epoch, epochs, {arm: latest[f"{arm}/after"] for arm in arms}, steps, work, notes)
+        assignment, steps = self._assign_program(keys, np.uint32(epoch), found.probe, found.embedded, membership)
+        self._record(arm, confidence=self._by_task(np.asarray(assignment.confidence)), assign_steps=steps)
+        return np.asarray(assignment.nearest)
 
 
 def first_nonfinite(state: Any) -> jax.Array:
@@ -336,6 +580,28 @@ def first_nonfinite(state: Any) -> jax.Array:
 
 def _is_float(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _put(whole: Any, rows: Any, part: Any) -> Any:
+    """`whole` `[S, A, ...]` with some rows replaced by those of `part` `[L, ...]`, on the host where it is there."""
+    shape = np.broadcast_shapes(*(index.shape for index in rows))
+    part = part.reshape(*shape, *part.shape[1:])
+    if not isinstance(whole, np.ndarray):
+        return whole.at[rows].set(part)
+    whole = whole.copy()
+    whole[rows] = np.asarray(part)
+    return whole
+
+
+def _unmeasured(metrics: EpochMetrics, seeds: int, size: int) -> EpochMetrics:
+    """Metrics `[S, A, ...]` of learners that were not trained: no steps, and NaN for what was not measured."""
+
+    def blank(leaf: Any) -> np.ndarray:
+        return np.full((seeds, size, *leaf.shape[1:]), np.nan, np.float32)
+
+    unknown = jax.tree.map(blank, metrics)
+    nothing = {name: np.zeros((seeds, size), getattr(metrics, name).dtype) for name in ("steps", "nonfinite")}
+    return unknown.replace(**nothing)
 
 
 def _flatten(leaf: Any) -> Any:

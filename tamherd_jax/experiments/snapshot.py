@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.clustering import Clusters
-
-_STAGE_OF_ARM = {"single": ("probe", "single"), "oracle": ("herd and oracle",), "herd": ("herd and oracle",)}
+from tamherd_jax.serialization import named_arrays, named_shapes, restore_tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +32,10 @@ def take_snapshot(experiment: Experiment, states: bool = True) -> Snapshot:
     """Copy an experiment, between two events of its `run()`, to the host; without the learners' states if so asked."""
     arrays = {f"curves/{name}": np.stack([np.asarray(v) for v in values], 1) for name, values in experiment.curves.items()}
     for arm, state in experiment.states.items() if states else ():
-        arrays |= _named(f"states/{arm}", state)
+        arrays |= named_arrays(f"states/{arm}", state)
     clusters: list[dict[str, Any]] = []
     if experiment.done["embeddings"]:
-        arrays |= _named("embedded", experiment.embedded)
+        arrays |= named_arrays("embedded", experiment.embedded)
         arrays["labels"] = np.stack([np.asarray(c.labels) for c in experiment.clusters])
         for index, found in enumerate(experiment.clusters):
             scores = {name: {str(k): float(v) for k, v in values.items()} for name, values in found.scores.items()}
@@ -56,7 +54,7 @@ def join_snapshots(parts: Sequence[Snapshot]) -> Snapshot:
 def expected_arrays(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Name, shape and dtype of every array but the curves that a snapshot of this experiment holds after `done`."""
     for prefix, tree in _templates(experiment, done):
-        for name, leaf in _named_shapes(prefix, tree).items():
+        for name, leaf in named_shapes(prefix, tree).items():
             yield name, tuple(leaf.shape), str(leaf.dtype)
 
 
@@ -67,7 +65,8 @@ def check_curves(experiment: Experiment, done: dict[str, int], shapes: dict[str,
       ValueError: naming the first that has not.
     """
     for name, shape in shapes.items():
-        epochs = sum(done[stage] for stage in _STAGE_OF_ARM.get(name.split("/")[1], ()))
+        arm = experiment.arms.get(name.split("/")[1])
+        epochs = sum(done[stage] for stage in arm.stages) if arm else 0
         if tuple(shape[:2]) != (len(experiment.seeds), epochs):
             raise ValueError(f"{name} has shape {tuple(shape)}, not {len(experiment.seeds)} seeds x {epochs} epochs")
 
@@ -78,9 +77,9 @@ def apply_snapshot(experiment: Experiment, snapshot: Snapshot) -> None:
     names = [name for name in arrays if name.startswith("curves/")]
     experiment.curves = {name.removeprefix("curves/"): list(np.moveaxis(arrays[name], 1, 0)) for name in names}
     for prefix, tree in _templates(experiment, done):
-        if prefix == "labels" or any(name not in arrays for name in _named_shapes(prefix, tree)):
+        if prefix == "labels" or any(name not in arrays for name in named_shapes(prefix, tree)):
             continue
-        restored = _unnamed(prefix, tree, arrays)
+        restored = restore_tree(prefix, tree, arrays)
         if prefix == "embedded":
             experiment.embedded = restored
         else:
@@ -99,44 +98,15 @@ def _templates(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[s
     key = jax.eval_shape(lambda: jax.random.key(0))
     one = jax.eval_shape(experiment.init_one, key)
     seeds = len(experiment.seeds)
-    yield "states/single", _batched(one, seeds, 1)
-    if done["herd and oracle"]:
-        yield "states/oracle", _batched(one, seeds, experiment.modes)
-        yield "states/herd", _batched(one, seeds, experiment.members)
+    for arm in experiment.arms.values():
+        if arm.trains and any(done[stage] for stage in arm.stages):
+            yield f"states/{arm.name}", _batched(one, seeds, arm.size)
     if done["embeddings"]:
-        yield "states/probe", _batched(one, seeds)
+        probe = jax.eval_shape(experiment.snapshot, one)
+        yield "states/probe", _batched(probe, seeds)
         yield "labels", jax.ShapeDtypeStruct((seeds, len(experiment.embedded_index)), np.int64)
-        yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, one), seeds)
+        yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, probe), seeds)
 
 
 def _batched(tree: Any, *axes: int) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _named(prefix: str, tree: Any) -> dict[str, np.ndarray]:
-    """Leaves by name, on the host."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(prefix, path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
-
-
-def _named_shapes(prefix: str, tree: Any) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_name(prefix, p): jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for p, leaf in leaves}
-
-
-def _unnamed(prefix: str, template: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The tree that `_named` took apart."""
-
-    def restore(path: Any, leaf: Any) -> Any:
-        array = jnp.asarray(arrays[_name(prefix, path)])
-        return jax.random.wrap_key_data(array) if _is_key(leaf) else array
-
-    return jax.tree_util.tree_map_with_path(restore, template)
-
-
-def _name(prefix: str, path: Any) -> str:
-    return "/".join([prefix, jax.tree_util.keystr(path, simple=True, separator="/")]).rstrip("/")

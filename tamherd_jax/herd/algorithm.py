@@ -5,17 +5,30 @@ All functions are pure and concern one seed; callers batch them over seeds. K me
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tamherd_jax.envs.episodes import collect_episodes
+from tamherd_jax.envs.episodes import Episodes, collect_episodes
 from tamherd_jax.envs.tasks import take_tasks
 from tamherd_jax.herd.clustering import Assignment, nearest_centroid
-from tamherd_jax.herd.embeddings import Embedding, Features
+from tamherd_jax.herd.embeddings import Embedding, Features, latent_features
 from tamherd_jax.herd.learner import MetaLearner
+
+
+@runtime_checkable
+class LatentLearner(Protocol):
+    """What a `MetaLearner` that infers a latent of each task has besides; ask with `isinstance`."""
+
+    def infer(self, state: Any, episodes: Episodes) -> tuple[jax.Array, jax.Array]:
+        """Posterior mean and variance `[Z]` given the episodes (leaves `[E, T, ...]`) of one task."""
+        ...
+
+    def observed(self, episodes: Episodes) -> Episodes:
+        """The episodes as the environment saw them, without the latent."""
+        ...
 
 
 @struct.dataclass
@@ -70,12 +83,37 @@ def probe_tasks(
     def embed(key, task):
         rollout_key, score_key = jax.random.split(key)
         policy, experience = learner.probe(rollout_key, probe, task, episodes)
-        features = embedding.features(learner.distribution, policy, experience, score_key)
+        features = embed_experience(learner, embedding, score_key, probe, policy, experience)
         return features, jnp.sum(experience.steps)
 
     count = jax.tree.leaves(tasks)[0].shape[0]
     features, steps = jax.vmap(embed)(jax.random.split(key, count), tasks)
     return features, jnp.sum(steps)
+
+
+def embed_experience(
+    learner: MetaLearner, embedding: Embedding, key: jax.Array, probe: Any, policy: Any, experience: Episodes
+) -> Features:
+    """Features of ONE task from what `learner.probe` returned; a latent's are the posterior that the probe infers.
+
+    Args:
+      learner: the probe's meta-learner.
+      embedding: the task embedding.
+      key: consumed.
+      probe: the probe's state.
+      policy, experience: of `learner.probe`, leaves `[E, T, ...]`.
+
+    Raises:
+      ValueError: the embedding is of a latent and the learner has none.
+    """
+    kind = embedding.config.kind
+    if kind == "latent":
+        if not isinstance(learner, LatentLearner):
+            raise ValueError("embedding kind 'latent' needs a meta-learner that infers one (PEARL)")
+        return latent_features(*learner.infer(probe, experience))
+    if kind == "transition" and isinstance(learner, LatentLearner):
+        experience = learner.observed(experience)
+    return embedding.features(learner.distribution, policy, experience, key)
 
 
 def embed_training_tasks(

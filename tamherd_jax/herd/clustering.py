@@ -61,6 +61,11 @@ class ClusteringConfig:
         if self.max_clusters < 1:
             raise ValueError(f"max_clusters must be positive, not {self.max_clusters}")
 
+    @property
+    def most(self) -> int:
+        """The most clusters that there can be."""
+        return self.max_clusters if self.clusters == "auto" else int(self.clusters)
+
 
 @dataclasses.dataclass(frozen=True)
 class Clusters:
@@ -148,7 +153,7 @@ def cluster(gram: np.ndarray, config: ClusteringConfig, seed: int = 0) -> Cluste
         raise ValueError(f"embeddings are not finite for tasks {ill.tolist()}: their probe diverged, nothing can be clustered")
     scores: dict[str, dict[int, float]] = {}
     if config.method == "hdbscan":
-        labels = _hdbscan(gram)
+        labels = _hdbscan(gram, config.max_clusters)
         scores["silhouette"] = {len(np.unique(labels)): _silhouette(gram, labels)}
     else:
         k, scores = _choose(gram, config, seed) if config.clusters == "auto" else (config.clusters, {})
@@ -186,12 +191,14 @@ def canonical(labels: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse]
 
 
-def _hdbscan(gram: np.ndarray) -> np.ndarray:
-    """Density clusters of at least max(2, N/8) tasks; noise goes to the nearest mean, and nothing but noise is one cluster."""
+def _hdbscan(gram: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` density clusters, of at least two tasks each; noise goes to the nearest mean, and nothing but noise is
+    one cluster.
+    """
     tasks = len(gram)
-    if tasks < 3:
+    if tasks < 3 or most < 2:
         return np.zeros(tasks, int)
-    smallest = max(2, tasks // 8)
+    smallest = max(2, -(-tasks // most))
     model = sk_cluster.HDBSCAN(min_cluster_size=smallest, metric="precomputed", copy=True)
     labels = model.fit_predict(np.sqrt(squared_distances(gram)))
     core = labels >= 0

@@ -192,6 +192,45 @@ def make_embedding(config: EmbeddingConfig) -> Embedding:
     return Embedding(config)
 
 
+NAMES: dict[str, dict[str, Any]] = {
+    "fisher": {},
+    "fisher-expected": {"expectation": "closed_form"},
+    "fisher-diagonal": {"form": "diagonal"},
+    "fisher-last-layer": {"form": "last_layer"},
+    "fisher-kronecker": {"form": "kronecker"},
+    "fisher-projection": {"form": "projection"},
+    "transition": {"kind": "transition"},
+    "gradient": {"kind": "gradient"},
+    "log-gradient": {"kind": "gradient", "density": "log"},
+    "latent": {"kind": "latent"},
+    "latent-wasserstein": {"kind": "latent", "latent": "wasserstein"},
+    "latent-kl": {"kind": "latent", "latent": "kl"},
+}
+"""What a user calls the embeddings: name -> fields of `EmbeddingConfig`, the reward weights and the metric aside."""
+
+
+def named_embedding(name: str, reward: str | None = None, metric: str | None = None) -> EmbeddingConfig:
+    """The configuration of an embedding by its name in `NAMES`.
+
+    Args:
+      name: of `NAMES`.
+      reward, metric: as in `EmbeddingConfig`; None for its default.
+
+    Raises:
+      ValueError: the name or a value is unknown, or they do not go together.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown embedding {name!r}; choose from {', '.join(NAMES)}")
+    fields: dict[str, Any] = NAMES[name] | {"reward": reward, "metric": metric}
+    return EmbeddingConfig(**{field: value for field, value in fields.items() if value is not None})
+
+
+def embedding_name(config: EmbeddingConfig) -> str:
+    """The name of a configuration whatever its reward weights and metric; of several, the one it has all fields of."""
+    fields = dataclasses.asdict(config).items()
+    return max((name for name in NAMES if fields >= NAMES[name].items()), key=lambda name: len(NAMES[name]))
+
+
 # From episodes to weights -------------------------------------------------------------------------------------------
 
 

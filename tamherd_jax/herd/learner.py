@@ -76,12 +76,17 @@ class ReplayLearner(Protocol):
     Its states are large: donate them to `train_epoch`, and keep snapshots of those that only probe or adapt.
     """
 
+    @property
+    def preparation_steps(self) -> int:
+        """Environment steps that `prepare` takes in each task."""
+        ...
+
     def prepare(self, key: jax.Array, state: Any, tasks: Any, weights: jax.Array) -> tuple[Any, EpochMetrics]:
         """Collect what the first epoch needs; called once, before it. Not counted in `steps_per_epoch`."""
         ...
 
     def snapshot(self, state: Any) -> Any:
-        """The part of a state that `probe` and `adapt` need."""
+        """The part of a state, or of a batch of them, that `probe` and `adapt` need: the same tree with None for the rest."""
         ...
 
     def check_memory(self, learners: int, available: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from tamherd_jax.maml.advantages import discounted_returns, generalized_advantages, masked_mean, normalize_advantages
 from tamherd_jax.maml.baseline import linear_baseline, linear_features
-from tamherd_jax.maml.kernels import adapt, conjugate_gradient, gauss_newton, hvp
+from tamherd_jax.maml.kernels import adapt, conjugate_gradient, gauss_newton, hvp, meta_gradient, meta_loss
 from tamherd_jax.maml.learner import MAML, MAMLConfig, MAMLState
 from tamherd_jax.maml.trpo import TRPOConfig, TRPOInfo, trpo_step
 
@@ -21,6 +21,8 @@ __all__ = [
     "linear_baseline",
     "linear_features",
     "masked_mean",
+    "meta_gradient",
+    "meta_loss",
     "normalize_advantages",
     "trpo_step",
 ]

@@ -5,6 +5,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from tamherd_jax.maml._checks import check_equal_shapes, check_rank
+
 AdvantageScale = Literal["std", "variance", "none"]
 
 
@@ -17,7 +19,13 @@ def discounted_returns(rewards: jax.Array, discount: float) -> jax.Array:
 
     Returns:
       `[T]`.
+
+    Raises:
+      ValueError: `rewards` has another rank.
+
+    Source: Sutton and Barto (2018) eq. 3.9.
     """
+    check_rank("rewards", rewards, 1)
 
     def backward(following, reward):
         current = reward + discount * following
@@ -39,8 +47,13 @@ def generalized_advantages(rewards: jax.Array, values: jax.Array, valid: jax.Arr
     Returns:
       `[T]`, 0 where not valid.
 
+    Raises:
+      ValueError: an argument has another rank, or their shapes differ.
+
     Source: Schulman et al. (2016) eq. 16; garage `compute_advantages` (spec 1.3).
     """
+    check_rank("rewards", rewards, 1)
+    check_equal_shapes(rewards=rewards, values=values, valid=valid)
     values = values * valid
     following = jnp.append(values[1:], jnp.zeros_like(values[:1]))
     deltas = (rewards + discount * following - values) * valid
@@ -48,7 +61,12 @@ def generalized_advantages(rewards: jax.Array, values: jax.Array, valid: jax.Arr
 
 
 def masked_mean(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean of `x` over the entries whose `valid` is 1, over all axes; 0 if there are none."""
+    """Mean of `x` over the entries whose `valid` is 1, over all axes, `[]`; 0 if there are none.
+
+    Raises:
+      ValueError: the shapes of `x` and `valid` differ.
+    """
+    check_equal_shapes(x=x, valid=valid)
     return jnp.sum(jnp.where(valid > 0, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1.0)
 
 
@@ -66,12 +84,13 @@ def normalize_advantages(advantages: jax.Array, valid: jax.Array, scale: Advanta
       The shape of `advantages`, 0 where not valid.
 
     Raises:
-      ValueError: for another `scale`.
+      ValueError: for another `scale`, or if the shapes differ.
 
     Source: spec 1.3; garage `vpg.py::_compute_advantage`.
     """
     if scale not in ("std", "variance", "none"):
         raise ValueError(f"advantage scale must be std, variance or none, not {scale!r}")
+    check_equal_shapes(advantages=advantages, valid=valid)
     centred = jnp.where(valid > 0, advantages - masked_mean(advantages, valid), 0.0)
     if scale == "none":
         return centred

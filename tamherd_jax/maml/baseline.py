@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 
+from tamherd_jax.maml._checks import check_equal_shapes, check_rank
 from tamherd_jax.maml.advantages import masked_mean
 
 RIDGE = 1e-5
@@ -21,8 +22,12 @@ def linear_features(obs: jax.Array) -> jax.Array:
     Returns:
       `[T, 2 O + 3]`; the constant is left to the fit.
 
+    Raises:
+      ValueError: `obs` has another rank.
+
     Source: Duan et al. (2016); garage `LinearFeatureBaseline`.
     """
+    check_rank("obs", obs, 2)
     clipped = jnp.clip(obs, -10.0, 10.0)
     tau = jnp.arange(obs.shape[0], dtype=obs.dtype)[:, None] / 100.0
     return jnp.concatenate([clipped, clipped**2, tau, tau**2, tau**3], axis=1)
@@ -42,8 +47,13 @@ def linear_baseline(obs: jax.Array, returns: jax.Array, valid: jax.Array) -> jax
     Returns:
       `[R, T]` values, 0 where not valid.
 
+    Raises:
+      ValueError: an argument has another rank, or the shapes do not go together.
+
     Source: spec 1.3; garage `LinearFeatureBaseline` (whose ridge also covers the constant: a difference of 1e-8).
     """
+    check_rank("obs", obs, 3)
+    check_equal_shapes(returns=returns, valid=valid, obs_of_one_feature=obs[..., 0])
     mask = valid.reshape(-1)
     features = jax.vmap(linear_features)(obs).reshape(mask.size, -1)
     count = jnp.maximum(jnp.sum(mask), 1.0)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
+from tamherd_jax.maml._checks import check_scalar
 from tamherd_jax.maml.kernels import Params, conjugate_gradient, gauss_newton
 
 
@@ -33,6 +34,23 @@ class TRPOConfig:
     cg_tolerance: float = 1e-10
     backtrack_ratio: float = 0.8
     max_backtracks: int = 15
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+          ValueError: naming the first field at fault.
+        """
+        if not self.max_kl > 0:
+            raise ValueError(f"max_kl must be positive, not {self.max_kl}")
+        if not 0 < self.backtrack_ratio < 1:
+            raise ValueError(f"backtrack_ratio must be between 0 and 1, not {self.backtrack_ratio}")
+        for name in ("cg_iterations", "max_backtracks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("cg_damping", "cg_tolerance"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
 
 @struct.dataclass
@@ -70,12 +88,17 @@ def trpo_step(
 
     Returns:
       New parameters and a `TRPOInfo`. A non-finite direction becomes zero, entry by entry, and a trial that is not finite
-      is never accepted.
+      is never accepted. The line search is a `while`: forward-mode derivatives go through it, reverse-mode ones do not.
+
+    Raises:
+      ValueError: `loss` or `kl` is not a scalar, or `metric` returns what is not like the outputs.
 
     Source: Schulman et al. (2015) appendix C; garage `conjugate_gradient_optimizer.py` (spec 1.5).
     """
     flat, unravel = ravel_pytree(params)
     old, pullback, product = gauss_newton(outputs, params, metric)
+    for name, function in (("loss", loss), ("kl", kl)):
+        check_scalar(f"the value of {name}", jax.eval_shape(function, old, old))
     loss_before, loss_gradient = jax.value_and_grad(loss, argnums=1)(old, old)
     gradient = ravel_pytree(pullback(loss_gradient))[0]
 

@@ -62,7 +62,7 @@ class PEARL:
       config: settings.
     """
 
-    def __init__(self, env: TaskEnv, draws: int, tasks: int, config: PEARLConfig = PEARLConfig()):  # noqa: B008 (frozen)
+    def __init__(self, env: TaskEnv, draws: int, tasks: int, config: PEARLConfig = PEARLConfig()):
         self.env, self.draws, self.tasks, self.config = env, draws, tasks, config
         self.horizon = config.horizon
         self._squashed = _Squashed(env)
@@ -72,6 +72,16 @@ class PEARL:
     def steps_per_epoch(self) -> int:
         """`D (prior_steps + posterior_steps)`."""
         return self.draws * (self.config.prior_steps + self.config.posterior_steps)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """`gradient_steps`."""
+        return self.config.gradient_steps
+
+    @property
+    def preparation_steps(self) -> int:
+        """`initial_steps` of each task."""
+        return self.config.initial_steps
 
     @property
     def replay_bytes(self) -> int:
@@ -95,7 +105,8 @@ class PEARL:
             return
         available = int(_MEMORY_SHARE * available)
         fitting = int(self.config.replay_capacity * available / (learners * self.replay_bytes))
-        advice = f"lower replay_capacity from {self.config.replay_capacity} to {fitting}, or train fewer seeds at once"
+        fewer = "train fewer seeds at once (--seeds, --first-seed)"
+        advice = f"lower replay_capacity from {self.config.replay_capacity} to {fitting}, or {fewer}"
         replay.check_memory(learners * self.replay_bytes, available, advice)
 
     def init(self, key: jax.Array) -> PEARLState:
@@ -105,7 +116,7 @@ class PEARL:
         return PEARLState(self._sac.init(key), full, replay.init(example, self.tasks, c.encoder_capacity))
 
     def snapshot(self, state: PEARLState) -> PEARLState:
-        """The part that `probe`, `infer`, `adapt` need, without the replay buffers."""
+        """The state without its replay buffers, of which `probe`, `infer` and `adapt` have no need."""
         return dataclasses.replace(state, full=None, encoder=None)
 
     def prepare(self, key: jax.Array, state: PEARLState, tasks: Any, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:

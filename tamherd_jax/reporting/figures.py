@@ -1,7 +1,10 @@
-"""The paper's figures from result files."""
+"""The paper's figures from result files: as PNG files, and as SVG that takes its colours from the page it stands in."""
 
 from __future__ import annotations
 
+import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,76 +13,185 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from tamherd_jax.herd.clustering import coordinates
+from tamherd_jax.reporting.embedding_figures import principal_plane, tsne_plane
+from tamherd_jax.reporting.run_files import KNOWN_ARMS, arm_curve, arm_title, arms, included
 
-_STYLE = {"single": ("tab:blue", "-"), "herd": ("tab:orange", "-"), "oracle": ("black", ":")}
-_LABEL = {"single": "single learner", "herd": "herd", "oracle": "oracle"}
+INK, GRID = "#010101", "#b9b9b9"
+COLOURS = ("#1f77b4", "#e6750a", "#2a9134", "#b83280", "#7b61c9", "#8c6239", "#0f8b8d", "#a1260d")
+CSS_VARIABLES = {INK: "var(--ink)", GRID: "var(--line)"} | {c: f"var(--c{i})" for i, c in enumerate(COLOURS)}
+"""What each colour becomes in an SVG, so that one figure is readable on light and on dark."""
+
 _MARKERS = "o^sDvP*X"
+_STYLE: Any = {
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tamherd_jax",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.alpha": 0.4,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+} | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+
+Draw = Callable[[Any], None]
+"""Draws on a matplotlib `Axes`."""
+
+
+def arm_style(results: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Colour and line of an arm: the paper's for its three, dashed colours of their own for controls."""
+    if arm == "oracle":
+        return {"color": INK, "linestyle": ":"}
+    if arm in KNOWN_ARMS:
+        return {"color": COLOURS[("single", "herd").index(arm)], "linestyle": "-"}
+    controls = [name for name in arms(results) if name not in KNOWN_ARMS]
+    return {"color": COLOURS[2 + controls.index(arm) % (len(COLOURS) - 2)], "linestyle": "--"}
+
+
+def curve_panels(results: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, Draw]:
+    """Figure 2, a panel for all tasks and one per body: title to what draws it.
+
+    Meta-test return after adaptation against all environment steps, mean and one standard deviation over the seeds that count.
+    The herd's curve is the single learner's while the probe trains; the oracle is not charged for a probe (spec 4.7).
+    """
+
+    def draw(body: str | None) -> Draw:
+        def on(axis):
+            for arm in arms(results):
+                steps, returns = arm_curve(results, curves, arm, body)
+                if not len(returns):
+                    continue
+                style = arm_style(results, arm)
+                mean, deviation = returns.mean(0), returns.std(0)
+                axis.plot(steps / 1e6, mean, label=arm_title(results, arm), **style)
+                band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
+                axis.fill_between(steps / 1e6, mean - deviation, mean + deviation, **band)
+            axis.set(xlabel="million environment steps (budget)", ylabel="return after adaptation")
+            axis.legend(frameon=False)
+
+        return on
+
+    return {"all tasks": draw(None)} | {body: draw(body) for body in results["task_set"]["bodies"]}
 
 
 def learning_curves(results: dict[str, Any], curves: dict[str, np.ndarray], path: Path) -> None:
-    """Figure 2: meta-test return against all environment steps, mean and one standard deviation over seeds; also per body.
+    """Figure 2 as a PNG file: `curve_panels` side by side."""
+    _save_row(curve_panels(results, curves), path, height=3.8)
 
-    The herd's curve is the single learner's while the probe trains; the oracle is not charged for a probe (spec 4.7).
+
+def adaptation_panel(results: dict[str, Any], curves: dict[str, np.ndarray], arm: str) -> Draw:
+    """Return of every task before and after adaptation (mean of the last five epochs): dot and bar a task, mean and standard
+    deviation over the seeds that count.
     """
-    modes = np.array([results["task_set"]["bodies"].index(body) for body in results["task_set"]["body_of_task"]])
-    panels = [("all tasks", np.ones(len(modes), bool))]
-    panels += [(body, modes == mode) for mode, body in enumerate(results["task_set"]["bodies"])]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.8), layout="constrained")
-    for axis, (title, tasks) in zip(axes, panels, strict=True):
-        for arm in ("single", "herd", "oracle"):
-            steps, returns = _arm_curve(results, curves, arm, tasks)
-            lost = {entry["seed"] for entry in results["excluded"] if entry["arm"] == arm}
-            first = results["config"]["first_seed"]
-            returns = returns[[index for index in range(len(returns)) if index + first not in lost]]
-            if not len(returns):
-                continue
-            colour, line = _STYLE[arm]
-            mean, deviation = returns.mean(0), returns.std(0)
-            axis.plot(steps / 1e6, mean, line, color=colour, label=_LABEL[arm])
-            axis.fill_between(steps / 1e6, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
-        axis.set(title=title, xlabel="million environment steps (budget)")
-    axes[0].set_ylabel("return after adaptation")
-    axes[0].legend(frameon=False)
-    _save(figure, path)
+
+    def on(axis):
+        before, after = (adaptation(results, curves, arm)[kind] for kind in ("before", "after"))
+        if not len(after):
+            return
+        rows = np.arange(before.shape[1])[::-1]
+        colour = arm_style(results, arm)["color"]
+        for offset, values, style, label in (
+            (0.12, before, {"mfc": "none"}, "before"),
+            (-0.12, after, {}, "after adaptation"),
+        ):
+            deviations = values.std(0) if len(values) > 1 else None
+            axis.errorbar(values.mean(0), rows + offset, xerr=deviations, fmt="o", color=colour, label=label, **style)
+        axis.set(yticks=rows, yticklabels=results["task_set"]["tasks"], xlabel="return")
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        axis.legend(frameon=False)
+
+    return on
 
 
-def _arm_curve(results: dict[str, Any], curves: dict[str, np.ndarray], arm: str, tasks: np.ndarray) -> tuple[np.ndarray, Any]:
-    """Steps `[E]` and returns `[S, E]` of an arm, the herd's with the probe's epochs in front."""
-    returns = curves[f"{arm}/after"][:, :, tasks].mean(2)
-    steps = curves[f"{arm}/budget"]
-    if arm == "herd":
-        probe = results["config"]["probe_epochs"]
-        returns = np.concatenate([curves["single/after"][:, :probe, tasks].mean(2), returns], 1)
-        steps = np.concatenate([curves["single/budget"][:probe], steps])
-    return steps, returns
+def adaptation(results: dict[str, Any], curves: dict[str, np.ndarray], arm: str) -> dict[str, np.ndarray]:
+    """`before` and `after` `[S', N]`: mean return of the last five epochs by seed that counts and task."""
+    rows = included(results, arm)
+    return {kind: curves[f"{arm}/{kind}"][rows, -5:].mean(1) for kind in ("before", "after")}
+
+
+def embedding_panels(
+    results: dict[str, Any], embeddings: dict[str, np.ndarray], seeds: int = 4, projection: str = "pca"
+) -> dict[str, Draw]:
+    """Figure 3 (`pca`) or 4 (`tsne`) of the embedded training tasks, a panel a seed: colour the task, marker the cluster."""
+    clustered = [index for index, row in enumerate(results["clusters"]) if not row["failure"]][:seeds]
+    return {embedding_title(results, index): _embedding_panel(results, embeddings, index, projection) for index in clustered}
+
+
+def embedding_title(results: dict[str, Any], index: int) -> str:
+    """Heading of one seed's map."""
+    summary = results["clusters"][index]
+    return f"seed {summary['seed']}: Rand index {summary['adjusted_rand_index_bodies']:.2f}"
+
+
+def _embedding_panel(results: dict[str, Any], embeddings: dict[str, np.ndarray], index: int, projection: str) -> Draw:
+    def on(axis):
+        project, name = {"pca": (principal_plane, "principal coordinate"), "tsne": (tsne_plane, "t-SNE")}[projection]
+        with threadpool_limits(1):  # t-SNE of tens of points: its threads would wait for each other ten times longer
+            points = project(np.asarray(embeddings["gram"][index], float))
+        labels = embeddings["labels"][index]
+        for task, title in enumerate(results["task_set"]["tasks"]):
+            for k in np.unique(labels[embeddings["task"] == task]):
+                inside = (embeddings["task"] == task) & (labels == k)
+                look = {"color": COLOURS[task % len(COLOURS)], "marker": _MARKERS[k % len(_MARKERS)], "alpha": 0.8}
+                axis.scatter(*points[inside].T, label=f"{title}, cluster {k}", **look)
+        axis.set(xlabel=f"{name} 1", ylabel=f"{name} 2")
+        axis.legend(frameon=False, fontsize="small")
+
+    return on
 
 
 def embedding_map(results: dict[str, Any], embeddings: dict[str, np.ndarray], path: Path, seeds: int = 4) -> None:
-    """First two principal coordinates of the embedded training tasks, a panel a seed: colour the task, marker the cluster."""
-    names = results["task_set"]["tasks"]
-    clustered = [index for index, row in enumerate(results["clusters"]) if not row["failure"]][:seeds]
-    if not clustered:
-        return
-    figure, axes = plt.subplots(1, len(clustered), figsize=(4.6 * len(clustered), 4.2), layout="constrained", squeeze=False)
-    for index, axis in zip(clustered, axes[0], strict=True):
-        points = coordinates(embeddings["gram"][index])
-        points = np.pad(points, [(0, 0), (0, max(0, 2 - points.shape[1]))])[:, :2]
-        for task, name in enumerate(names):
-            mine = embeddings["task"] == task
-            for k in np.unique(embeddings["labels"][index][mine]):
-                inside = mine & (embeddings["labels"][index] == k)
-                marker = _MARKERS[k % len(_MARKERS)]
-                axis.scatter(*points[inside].T, color=f"C{task}", marker=marker, label=f"{name}, cluster {k}", alpha=0.8)
-        summary = results["clusters"][index]
-        axis.set(title=f"seed {summary['seed']}: Rand index {summary['adjusted_rand_index_bodies']:.2f}")
-        axis.set(xlabel="principal coordinate 1", ylabel="principal coordinate 2")
-    axes[0][0].legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    """`embedding_panels` as a PNG file; none where no seed could be clustered."""
+    panels = embedding_panels(results, embeddings, seeds)
+    if panels:
+        _save_row(panels, path, height=4.2)
 
 
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def _save_row(panels: dict[str, Draw], path: Path, height: float) -> None:
+    """Panels side by side in one PNG file."""
+    with plt.rc_context(_STYLE):
+        size = (4.6 * len(panels), height)
+        figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+        for axis, (title, draw) in zip(axes[0], panels.items(), strict=True):
+            draw(axis)
+            axis.set_title(title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+
+
+def svg(draw: Draw, name: str, title: str, size: tuple[float, float] = (4.6, 3.4)) -> str:
+    """One panel as an `<svg>` element to stand in a page: transparent, text as text, colours from the page's CSS.
+
+    Args:
+      draw: the panel.
+      name: unique in the page; prefixes the ids that the drawing refers to.
+      title: what the figure shows, for who cannot see it.
+      size: inches.
+    """
+    stream = io.StringIO()
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        draw(axis)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+        plt.close(figure)
+    text = stream.getvalue()
+    return _for_page(text[text.index("<svg") :], name, title)
+
+
+def _for_page(text: str, name: str, title: str) -> str:
+    """An SVG with ids of its own, colours as CSS variables, and without a fixed size."""
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    for colour, variable in CSS_VARIABLES.items():
+        text = text.replace(colour, variable)
+    # Older readers need xlink; a page does not, and a page without any address in it is easier to trust.
+    text = text.replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+    text = text.replace(' xmlns="http://www.w3.org/2000/svg"', "")
+    text = re.sub(r'<svg width="[^"]+" height="[^"]+"', f'<svg role="img" aria-label="{title}"', text, count=1)
+    return re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL).strip()

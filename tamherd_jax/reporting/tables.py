@@ -1,4 +1,4 @@
-"""The paper's Table 1 beside ours, and the cluster result, for a terminal."""
+"""The paper's table beside ours, the unbiased statistics, and the cluster result, for a terminal."""
 
 from __future__ import annotations
 
@@ -7,75 +7,101 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-PAPER_TABLE_1 = {
-    "cheetah": {"oracle": 221.6, "single": 236.6, "herd": 221.2},
-    "walker": {"oracle": 298.5, "single": 229.7, "herd": 298.5},
-}
-"""Median over 10 seeds of the best return (40 epochs of MAML); the single learner's walker is also printed as 229.1."""
-
-ARM_TITLES = {"oracle": "Oracle", "single": "Single", "herd": "Herd of MAMLs"}
+from tamherd_jax.reporting import paper
+from tamherd_jax.reporting.run_files import arm_title, arms, left_out
+from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, summarize
 
 
-def seed_values(results: dict[str, Any], arm: str, body: str, statistic: str) -> np.ndarray:
-    """`[S]` values of one statistic, in the order of the seeds."""
-    wanted = (arm, body, statistic)
-    return np.array([r["value"] for r in results["rows"] if (r["arm"], r["body"], r["statistic"]) == wanted])
+def fixed(value: float, digits: int = 1, sign: bool = False) -> str:
+    """A number with so many decimals and, if asked, its sign; zero has none."""
+    rounded = round(value, digits) + 0.0  # -0.0 becomes 0.0
+    return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}"
 
 
-def returns_table(results: dict[str, Any], statistic: str = "best") -> Table:
-    """Median over seeds of a statistic per body and arm; the best epoch's with the paper's numbers (10 seeds) beside."""
-    what = {"best": "best epoch", "final": "last epoch", "last5": "mean of the last five epochs"}[statistic]
-    seeds, with_paper = results["config"]["seeds"], statistic == "best"  # the paper's statistic
-    title = f"Return after adaptation, {what}, median of {seeds} seed{'s' * (seeds > 1)}"
-    table = Table(title=title, caption=_left_out(results))
+def number(value: float) -> str:
+    """One decimal; a dash for what is not there."""
+    return fixed(value) if np.isfinite(value) else "-"
+
+
+def interval(estimate: Estimate, digits: int = 1) -> str:
+    """`[low, high]`, empty with fewer than two seeds."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{fixed(estimate.low, digits)}, {fixed(estimate.high, digits)}]"
+
+
+def body_name(body: str | None) -> str:
+    """Heading of a row."""
+    return "Mean of bodies" if body is None else body.capitalize()
+
+
+def paper_value(results: dict[str, Any], arm: str, body: str | None) -> float | None:
+    """The paper's number for an arm on a body, or its mean over the bodies it has; None where it has none."""
+    table = paper.PAPER.get(results["config"].get("algorithm", "maml"), {})
+    if body is not None:
+        return table.get(body, {}).get(arm)
+    values = [table[b][arm] for b in results["task_set"]["bodies"] if arm in table.get(b, {})]
+    return float(np.mean(values)) if values else None
+
+
+def returns_table(results: dict[str, Any], statistic: str = "best", summaries: list[ArmSummary] | None = None) -> Table:
+    """Returns after adaptation per body and arm, with 95% intervals where there are seeds for them.
+
+    `best` is the paper's statistic, median over seeds of the best epoch, with the paper's number (10 seeds) under
+    each; `last5` the interquartile mean over seeds of the mean of the last five epochs.
+    """
+    what = {
+        "best": "best epoch, median of {}",
+        "last5": "mean of the last five epochs, interquartile mean of {}",
+    }[statistic]
+    count = results["config"]["seeds"]
+    title = f"Return after adaptation, {what.format(f'{count} seed' + 's' * (count > 1))}"
+    table = Table(title=title, caption=left_out_text(results))
     table.add_column("Body")
-    for title in ARM_TITLES.values():
-        table.add_column(title, justify="right")
-        if with_paper:
-            table.add_column("paper", justify="right", style="dim")
-    ours_all: dict[str, list[float]] = {arm: [] for arm in ARM_TITLES}
-    paper_all: dict[str, list[float]] = {arm: [] for arm in ARM_TITLES}
-    for body in results["task_set"]["bodies"]:
-        cells = [body.capitalize()]
-        for arm in ARM_TITLES:
-            values = seed_values(results, arm, body, statistic)
-            ours = float(np.median(values)) if len(values) else float("nan")
-            ours_all[arm].append(ours)
-            paper = PAPER_TABLE_1.get(body, {}).get(arm)
-            paper_all[arm] += [] if paper is None else [paper]
-            cells += [f"{ours:.1f}", *_paper_cell(paper, with_paper)]
-        table.add_row(*cells)
-    means: list[str] = []
-    for arm in ARM_TITLES:
-        means += [_mean(ours_all[arm]), *([_mean(paper_all[arm])] if with_paper else [])]
-    table.add_row("Mean of bodies", *means, style="bold")
+    for arm in arms(results):
+        table.add_column(arm_title(results, arm), justify="right")
+    cells: dict[str | None, list[str]] = {}
+    for summary in summaries or summarize(results):
+        ours = summary.best if statistic == "best" else summary.last5_iqm
+        theirs = paper_value(results, summary.arm, summary.body) if statistic == "best" else None
+        lines = [number(ours.value), interval(ours), "" if theirs is None else f"paper {theirs:.1f}"]
+        cells.setdefault(summary.body, []).append("\n".join(line for line in lines if line))
+    for body, row in cells.items():
+        table.add_row(body_name(body), *row, style="bold" if body is None else None)
     return table
 
 
-def _left_out(results: dict[str, Any]) -> str | None:
+def comparison_table(comparisons: list[Comparison]) -> Table:
+    """Whether the herd is better than the single learner, paired by seed, at the end and all along."""
+    table = Table(title="Herd over single learner, paired by seed, at equal environment steps")
+    for column in ("Body", "P(better)\nlast five", "difference\nlast five", "P(better)\nall along", "difference\nall along"):
+        table.add_column(column, justify="left" if column == "Body" else "right")
+    for row in comparisons:
+        probabilities = [f"{p.value:.2f}\n{interval(p, 2)}".strip() for p in (row.probability, row.probability_along)]
+        differences = [f"{fixed(d.value, sign=True)}\n{interval(d)}".strip() for d in (row.difference, row.difference_along)]
+        cells = [cell for pair in zip(probabilities, differences, strict=True) for cell in pair]
+        table.add_row(body_name(row.body), *cells, style="bold" if row.body is None else None)
+    return table
+
+
+def left_out_text(results: dict[str, Any]) -> str | None:
     """How many seeds each arm's statistics lack, None where they lack none."""
-    seeds = {arm: {e["seed"] for e in results["excluded"] if e["arm"] == arm} for arm in ARM_TITLES}
-    texts = [f"{ARM_TITLES[arm]}: {len(lost)} of {results['config']['seeds']}" for arm, lost in seeds.items() if lost]
+    lost = {arm: left_out(results, arm) for arm in arms(results)}
+    texts = [f"{arm_title(results, arm)}: {len(seeds)} of {results['config']['seeds']}" for arm, seeds in lost.items() if seeds]
     return f"left out, see excluded in results.json: {'; '.join(texts)}" if texts else None
 
 
-def _paper_cell(value: float | None, shown: bool) -> list[str]:
-    return ([""] if value is None else [f"{value:.1f}"]) if shown else []
-
-
-def _mean(values: list[float]) -> str:
-    return f"{np.mean(values):.1f}" if values else ""
-
-
-def clusters_table(results: dict[str, Any]) -> Table:
+def clusters_table(results: dict[str, Any], most: int = 20) -> Table:
     """Per seed: which tasks went to which cluster, adjusted Rand index, and how test tasks were assigned."""
-    table = Table(title="Clusters of training tasks (draws in each cluster) and assignment of test tasks")
+    rows = results["clusters"]
+    more = f"the first {most} of {len(rows)} seeds; all are in report.html" if len(rows) > most else None
+    table = Table(title="Clusters of training tasks (draws in each cluster) and assignment of test tasks", caption=more)
     table.add_column("Seed", justify="right")
     for name in results["task_set"]["tasks"]:
         table.add_column(name.replace("-", "\n"), justify="center")
     for title in ("Rand\nindex", "assigned\nright", "reward\nguard"):
         table.add_column(title, justify="right")
-    for row in results["clusters"]:
+    for row in rows[:most]:
         if row["failure"]:
             table.add_row(str(row["seed"]), *["-"] * (len(table.columns) - 1))
             continue

@@ -1,0 +1,286 @@
+"""When do task embeddings find the bodies? `python -m benchmarks.embedding_study [--seeds N] [--work DIR]`.
+
+For every seed a probe is trained on ML2 and kept at several lengths; at each length its experience in training draws and in
+short test probes is embedded in every way, clustered into K = 2 and used to assign the test probes. A killed study goes on
+where it stopped: probes and Gram matrices are kept in the working directory, one file a seed (and length).
+Axes: S seeds, D training draws, B test probes, n transitions of a draw, R = 4 reward normalisations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import functools
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from tamherd_jax.envs import Locomotion, TaskSet, ml2
+from tamherd_jax.experiments.config import ExperimentConfig, get_preset
+from tamherd_jax.herd import clustering
+from tamherd_jax.herd.algorithm import stratified_tasks
+from tamherd_jax.herd.clustering import ClusteringConfig
+from tamherd_jax.herd.embeddings import CHOICES, EmbeddingConfig, Features, make_embedding
+from tamherd_jax.maml import MAML
+
+LENGTHS = (0, 1, 5, 10, 20, 40)
+EMBEDDINGS = {
+    "fisher": EmbeddingConfig(),
+    "fisher diagonal": EmbeddingConfig(form="diagonal"),
+    "fisher diagonal, closed form": EmbeddingConfig(form="diagonal", expectation="closed_form"),
+    "fisher last layer": EmbeddingConfig(form="last_layer"),
+    "fisher kronecker": EmbeddingConfig(form="kronecker"),
+    "fisher projection": EmbeddingConfig(form="projection"),
+    "transition": EmbeddingConfig(kind="transition"),
+    "gradient": EmbeddingConfig(kind="gradient"),
+    "gradient of log": EmbeddingConfig(kind="gradient", density="log"),
+}
+REWARDS = CHOICES["reward"]
+METRICS = ("euclidean", "cosine")
+LINKAGES = ("ward", "average", "complete", "single")
+TEST_PROBES = 40
+STRIDE = 4
+COLUMNS = ("preset", "epochs", "embedding", "reward", "metric", "linkage", "seeds", "perfect_clusters", "perfect_assignment")
+PER_SEED = ("ari_of_each_seed", "accuracy_of_each_seed", "guard_of_each_seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One preset's probes.
+
+    Attributes:
+      config: of the preset whose probes are studied.
+      work: working directory.
+      stride: of the transitions of training draws that enter the exact Gram matrices.
+      embeddings: names of `EMBEDDINGS`.
+    """
+
+    config: ExperimentConfig
+    work: Path
+    stride: int = STRIDE
+    embeddings: tuple[str, ...] = tuple(EMBEDDINGS)
+
+    @functools.cached_property
+    def task_set(self) -> TaskSet:
+        """The tasks."""
+        return ml2()
+
+    @functools.cached_property
+    def learner(self) -> MAML:
+        """The probe's meta-learner."""
+        env = Locomotion(self.config.physics, self.config.expected_action_scale)
+        return MAML(env, self.config.draws_per_task * len(self.task_set), self.config.maml)
+
+    @functools.cached_property
+    def unravel(self) -> Callable[[jax.Array], Any]:
+        """Parameters from a vector."""
+        return ravel_pytree(self.learner.init(jax.random.key(0)))[1]
+
+    @functools.cached_property
+    def train_epoch(self) -> Any:
+        """Compiled for one seed at a time, so that all share it."""
+        tasks, weights = self.task_set.tasks, jnp.ones(len(self.task_set))
+        return jax.jit(lambda key, state: self.learner.train_epoch(key, state, tasks, weights)[0])
+
+    @functools.cached_property
+    def embed(self) -> Any:
+        """Compiled: the Grams of one probe."""
+        return jax.jit(self._embed)
+
+    def probe_file(self, seed: int) -> Path:
+        """Where a seed's probes are kept."""
+        return self.work / f"{self.config.preset}-probe-{seed}.npz"
+
+    def gram_file(self, seed: int, length: int) -> Path:
+        """Where the Grams of a seed's probe are kept."""
+        return self.work / f"{self.config.preset}-gram-{seed}-{length}-stride{self.stride}.npz"
+
+    def train(self, seed: int, lengths: tuple[int, ...]) -> dict[int, np.ndarray]:
+        """Probes by length, as vectors; the keys are those of the single learner of `tamherd run`."""
+        path, key = self.probe_file(seed), jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), 0)
+        probes = {int(name): array for name, array in _load(path).items()}
+        if set(lengths) <= set(probes):
+            return probes
+        start = max((n for n in probes if n < min(set(lengths) - set(probes))), default=0)
+        state = self.unravel(jnp.asarray(probes[start])) if probes else self.learner.init(jax.random.fold_in(key, 0))
+        probes.setdefault(0, np.asarray(ravel_pytree(state)[0]))
+        for epoch in range(start + 1, max(lengths) + 1):
+            state = self.train_epoch(jax.random.fold_in(key, epoch), state)
+            if epoch in lengths:
+                probes[epoch] = np.asarray(ravel_pytree(state)[0])
+                _save(path, {str(n): array for n, array in probes.items()})
+        return probes
+
+    def grams(self, seed: int, length: int, probe: np.ndarray) -> dict[str, np.ndarray]:
+        """`NAME/gram [R, D, D]`, `NAME/cross [R, B, D]`, `NAME/norms [R, B]`, and `guard [D]`."""
+        path = self.gram_file(seed, length)
+        if not path.exists():
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), length)
+            _save(path, {name: np.asarray(a) for name, a in self.embed(key, jnp.asarray(probe)).items()})
+        return _load(path)
+
+    def _embed(self, key: jax.Array, probe: jax.Array) -> dict[str, jax.Array]:
+        state, c = self.unravel(probe), self.config
+        train_key, test_key, score_key = jax.random.split(key, 3)
+        train, test = (self._draws(count) for count in (c.embedding_tasks, TEST_PROBES))
+        collect = jax.vmap(lambda k, task, e: self.learner.probe(k, state, task, e)[1], in_axes=(0, 0, None))
+        seen = collect(jax.random.split(train_key, c.embedding_tasks), train, c.embedding_episodes)
+        new = collect(jax.random.split(test_key, TEST_PROBES), test, c.probe_test_episodes)
+        thin = jax.tree.map(lambda leaf: leaf[:, :, :: self.stride] if leaf.ndim > 2 else leaf, seen)
+        out = {}
+        for name in self.embeddings:
+            config = EMBEDDINGS[name]
+            exact = config.kind == "fisher" and config.form in ("gram", "last_layer")
+            rows = self._all_rewards(config, state, thin if exact else seen, score_key)
+            columns = self._all_rewards(config, state, new, jax.random.fold_in(score_key, 1))
+            embedding, axes = make_embedding(config), Features(None if exact else 0, 0, 0)
+            out[f"{name}/gram"] = jax.vmap(embedding.self_gram, in_axes=(axes,))(rows)
+            out[f"{name}/cross"] = jax.vmap(embedding.gram, in_axes=(axes, axes))(columns, rows)
+            out[f"{name}/norms"] = jax.vmap(embedding.norms, in_axes=(axes,))(columns)
+        guard = make_embedding(EmbeddingConfig(kind="transition"))
+        one = jax.vmap(lambda e: guard.features(self.learner.distribution, state.params, e, score_key).guard)
+        return out | {"guard": one(seen)}
+
+    def _draws(self, count: int) -> Any:
+        return stratified_tasks(self.task_set.tasks, count)[0]
+
+    def _all_rewards(self, config: EmbeddingConfig, state: Any, episodes: Any, key: jax.Array) -> Features:
+        """Features with an axis of R on the weights, or on the values where the weights are in them."""
+        count = episodes.valid.shape[0]
+        variants = []
+        for reward in REWARDS:
+            embedding = make_embedding(dataclasses.replace(config, reward=reward))
+            features = jax.vmap(lambda k, e, f=embedding.features: f(self.learner.distribution, state.params, e, k))
+            variants.append(features(jax.random.split(key, count), episodes))
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variants)
+        # Scores do not depend on the reward: one copy, so that their products are computed once for all weights.
+        return stacked if stacked.weights is None else dataclasses.replace(stacked, values=variants[0].values)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = path.with_suffix(".part.npz")
+    np.savez(temporary, **arrays)
+    os.replace(temporary, path)
+
+
+# Evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def evaluate(gram: np.ndarray, cross: np.ndarray, norms: np.ndarray, linkage: str, modes: np.ndarray) -> tuple[float, float]:
+    """Adjusted Rand index against the bodies, and share of test probes given to their body's cluster; 0 if not finite.
+
+    Args:
+      gram: `[D, D]`.
+      cross: `[B, D]`.
+      norms: `[B]`.
+      linkage: a clustering method.
+      modes: bodies of D draws and B test probes, in equal shares of the tasks.
+    """
+    try:
+        labels = clustering.cluster(gram, ClusteringConfig(method=linkage)).labels
+    except ValueError:
+        return 0.0, 0.0
+    truth, test_truth = modes[: len(gram)], modes[len(gram) :]
+    majority = np.array([np.bincount(truth[labels == k]).argmax() for k in range(labels.max() + 1)])
+    nearest = clustering.assign(gram, labels, cross, norms).nearest
+    return clustering.adjusted_rand(labels, truth), float(np.mean(majority[nearest] == test_truth))
+
+
+def metric_of(arrays: tuple[np.ndarray, ...], metric: str) -> tuple[np.ndarray, ...]:
+    """Gram, cross products and squared norms in a metric; those given are Euclidean."""
+    gram, cross, norms = (np.asarray(array, np.float64) for array in arrays)
+    if metric == "euclidean":
+        return gram, cross, norms
+    own, new = np.sqrt(np.maximum(np.diagonal(gram), 1e-30)), np.sqrt(np.maximum(norms, 1e-30))
+    return gram / np.outer(own, own), cross / np.outer(new, own), np.ones_like(norms)
+
+
+def evaluations(study: Study, length: int, probes: list[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
+    """A record for each embedding x reward x metric x linkage, over the seeds' Grams."""
+    count = len(study.task_set)
+    draws = [np.arange(size) * count // size for size in (study.config.embedding_tasks, TEST_PROBES)]
+    modes = study.task_set.modes[np.concatenate(draws)]
+    guard = [float(p["guard"].mean()) for p in probes]
+    for name, (r, reward), metric in itertools.product(study.embeddings, enumerate(REWARDS), METRICS):
+        seeds = [metric_of(tuple(p[f"{name}/{part}"][r] for part in ("gram", "cross", "norms")), metric) for p in probes]
+        for linkage in LINKAGES:
+            ari, accuracy = np.array([evaluate(*arrays, linkage, modes) for arrays in seeds]).T
+            yield {
+                "preset": study.config.preset,
+                "epochs": length,
+                "embedding": name,
+                "reward": reward,
+                "metric": metric,
+                "linkage": linkage,
+                "seeds": len(probes),
+                "perfect_clusters": round(float(np.mean(ari == 1)), 4),
+                "perfect_assignment": round(float(np.mean((ari == 1) & (accuracy == 1))), 4),
+                "ari_of_each_seed": _compact(ari),
+                "accuracy_of_each_seed": _compact(accuracy),
+                "guard_of_each_seed": _compact(guard) if (name, metric, linkage) == ("fisher", *_FIRST) else "",
+            }
+
+
+_FIRST = (METRICS[0], LINKAGES[0])
+
+
+def _compact(values: Any) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
+
+
+def write_table(path: Path, records: list[dict[str, Any]]) -> None:
+    """CSV, one record a line; numbers of each seed are separated by spaces."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, (*COLUMNS, *PER_SEED), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+# Command ------------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Train, embed, evaluate, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="paper-maml")
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--physics", default="planar")
+    parser.add_argument("--stride", type=int, default=STRIDE)
+    parser.add_argument("--embeddings", nargs="+", default=list(EMBEDDINGS), choices=list(EMBEDDINGS))
+    parser.add_argument("--work", type=Path, default=Path("runs/embedding-study"))
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    config = get_preset(options.preset, physics=options.physics)
+    study, lengths = Study(config, options.work, options.stride, tuple(options.embeddings)), tuple(sorted(options.lengths))
+    found: dict[int, list[dict[str, np.ndarray]]] = {length: [] for length in lengths}
+    for seed in range(options.seeds):
+        start = time.perf_counter()
+        probes = study.train(seed, lengths)
+        trained = time.perf_counter()
+        for length in lengths:
+            found[length].append(study.grams(seed, length, probes[length]))
+        print(f"seed {seed}: {trained - start:.0f} s training, {time.perf_counter() - trained:.0f} s embedding", flush=True)
+    records = [record for length in lengths for record in evaluations(study, length, found[length])]
+    write_table(options.out or options.work / f"{options.preset}.csv", records)
+
+
+if __name__ == "__main__":
+    main()

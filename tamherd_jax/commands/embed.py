@@ -1,0 +1,319 @@
+"""`tamherd embed`: task embeddings of a run's probes or of fresh ones, clustered, measured and plotted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tamherd_jax.commands import UserError, mistakes_of_the_user
+from tamherd_jax.commands.embedding_options import EmbeddingOptions
+
+PAPER_PANELS = {"maml": ("fisher", "transition", "gradient"), "pearl": ("fisher", "transition", "latent", "gradient")}
+FRESH_ONLY = ("preset", "algorithm", "probe_epochs", "seeds", "first_seed", "physics")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embed(EmbeddingOptions):
+    """Embed tasks with the probes of a run, or with fresh ones; cluster them, assign test tasks, plot both."""
+
+    directory: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
+    """A run directory. Without it, probes are trained on the spot."""
+    embedding: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """fisher, fisher-expected, fisher-diagonal, fisher-last-layer, fisher-kronecker, fisher-projection, transition, gradient,
+    log-gradient; latent, latent-wasserstein, latent-kl with PEARL. By default the panels of the paper's Figures 3 and 4."""
+    tasks_per_mode: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Draws of each task; 50 in the paper's figures. By default as many as the run clusters."""
+    test_probes: Annotated[int, tyro.conf.arg(metavar="N")] = 10
+    """Test probes of each task that are assigned to clusters."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where results go. By default embed/ in the run directory, or a new directory under runs/."""
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Settings of fresh probes. By default quick's."""
+    algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Meta-learner of fresh probes. By default the preset's."""
+    probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Epochs of fresh probes; 0 leaves them untrained. By default the preset's."""
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Number of fresh probes. By default the preset's."""
+    first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """The seeds are this one and those that follow."""
+    physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Physics of fresh probes: auto, mujoco, planar or mjx."""
+    compilation_cache: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Directory that keeps compiled programs between runs, or "off"."""
+
+
+def embed(options: Embed) -> None:
+    """`tamherd embed`."""
+    from rich.console import Console
+
+    from tamherd_jax.cli import CACHE, use_compilation_cache
+
+    use_compilation_cache(options.compilation_cache or str(CACHE))
+    console = Console()
+    with mistakes_of_the_user():
+        config = run_config(options) if options.directory else fresh_config(options)
+        configs = embedding_configs(options, config)
+        config = dataclasses.replace(config, clustering=options.clustering(config.clustering))
+    directory = output_directory(options)
+    found = stored(options, config, configs)
+    arrays, rows, task_names = found or computed(options, config, configs, directory, console)
+    with mistakes_of_the_user():
+        write(directory, config, task_names, arrays, rows)
+    for table in (quality_table(rows), scores_table(rows), places_table(rows, task_names)):
+        console.print(table)
+    console.print(f"Embeddings and figures: {directory}", highlight=False)
+
+
+# What is asked for ---------------------------------------------------------------------------------------------------
+
+
+def run_config(options: Embed) -> Any:
+    """The configuration of the run in the directory.
+
+    Raises:
+      ValueError: there is none, or an option is for fresh probes.
+    """
+    from tamherd_jax.experiments.config import ExperimentConfig
+
+    for name in FRESH_ONLY:
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for fresh probes; those of {options.directory} are trained")
+    path = Path(str(options.directory)) / "config.json"
+    try:
+        return ExperimentConfig.from_json(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise ValueError(f"{options.directory} holds no run: config.json is missing") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def fresh_config(options: Embed) -> Any:
+    """The configuration of probes to be trained here.
+
+    Raises:
+      ValueError: naming the first option at fault.
+    """
+    from tamherd_jax.experiments.config import get_preset, preset_name
+
+    names = ("seeds", "first_seed", "algorithm", "physics", "probe_epochs")
+    config = get_preset(preset_name(options.preset, options.algorithm), **{name: getattr(options, name) for name in names})
+    # Nothing follows the probe, and replay need hold no more than it sees.
+    return dataclasses.replace(config, member_epochs=1, single_epochs=max(config.probe_epochs, 1))
+
+
+def embedding_configs(options: Embed, config: Any) -> dict[str, Any]:
+    """Name -> `EmbeddingConfig` of what is to be computed.
+
+    Raises:
+      ValueError: a name or number is impossible.
+    """
+    for name in ("tasks_per_mode", "test_probes"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
+    configs = {
+        name: options.embedding_config(name, config.embedding) for name in options.embedding or PAPER_PANELS[config.algorithm]
+    }
+    for name, embedding in configs.items():
+        if embedding.kind == "latent" and config.algorithm != "pearl":
+            raise ValueError(f"embedding {name} is the posterior of a PEARL probe; this one is {config.algorithm}")
+    return configs
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def stored(options: Embed, config: Any, configs: dict[str, Any]) -> Any:
+    """Arrays, rows and names of tasks from the run's own embeddings.npz where it holds what is asked for, else None."""
+    import numpy as np
+
+    from tamherd_jax.experiments.results import read_run
+    from tamherd_jax.herd import clustering
+    from tamherd_jax.herd.diagnostics import describe_clusters
+
+    if options.directory is None or options.tasks_per_mode is not None or list(configs.values()) != [config.embedding]:
+        return None
+    if not (options.directory / "results.json").exists():
+        return None
+    with mistakes_of_the_user():
+        results, _, embeddings = read_run(options.directory)
+    modes = np.unique(results["task_set"]["body_of_task"], return_inverse=True)[1]
+    (name,), rows, labels = configs, [], []
+    for index, gram in enumerate(embeddings["gram"]):
+        with mistakes_of_the_user():
+            found = clustering.cluster(gram, config.clustering, config.first_seed + index)
+        labels.append(found.labels)
+        row = {"embedding": name, "seed": config.first_seed + index}
+        row |= describe_clusters(found, embeddings["task"], modes)
+        rows.append(row | {"reward_guard_rate": float(np.mean(embeddings["guard"][index])), "test": None})
+    arrays = {f"{name}/{part}": embeddings[part] for part in ("gram", "guard")} | {f"{name}/labels": np.stack(labels)}
+    return arrays | {"task": embeddings["task"]}, rows, results["task_set"]["tasks"]
+
+
+def computed(options: Embed, config: Any, configs: dict[str, Any], directory: Path, console: Any) -> Any:
+    """Arrays, rows and names of tasks from probes that are read or trained."""
+    import jax
+    import numpy as np
+
+    from tamherd_jax.experiments.embedding import draws_and_probes, embed_with_probe
+    from tamherd_jax.parallel import map_learners
+
+    experiment, states = read_probes(options) if options.directory else train_probes(config, directory, console)
+    task_set, count = experiment.task_set, len(experiment.task_set)
+    draws = options.tasks_per_mode * count if options.tasks_per_mode else config.embedding_tasks
+    (tasks, task), (test_tasks, test_task) = draws_and_probes(task_set, draws, options.test_probes * count)
+
+    def one(key: Any, probe: Any) -> Any:
+        return embed_with_probe(experiment.single, config, configs, tasks, test_tasks, key, probe)
+
+    console.print(f"embedding {draws} draws and {len(test_task)} test probes a seed", highlight=False)
+    keys = jax.vmap(jax.random.key)(np.asarray(experiment.seeds, np.uint32))
+    embedded = jax.tree.map(np.asarray, map_learners(one, (0, 0))(keys, states))
+    arrays, rows = analyses({name: embedded[name] for name in configs}, config, experiment, task, test_task)
+    return arrays, rows, task_set.task_names
+
+
+def analyses(embedded: dict[str, Any], config: Any, experiment: Any, task: Any, test_task: Any) -> Any:
+    """Every seed's and embedding's Grams with their labels, and a row of diagnostics for each."""
+    import jax
+    import numpy as np
+
+    from tamherd_jax.experiments.embedding import analyse
+
+    arrays, rows = {"task": task}, []
+    for name, parts in embedded.items():
+        labels = []
+        for index, seed in enumerate(map(int, experiment.seeds)):
+            mine = jax.tree.map(lambda leaf, index=index: leaf[index], parts)
+            try:
+                found, row = analyse(mine, config.clustering, experiment.task_set, task, test_task, seed)
+            except ValueError as error:
+                raise UserError(f"seed {seed}, {name}: {error}") from error
+            labels.append(found)
+            rows.append({"embedding": name, "seed": seed, **row})
+        arrays |= {f"{name}/gram": parts.gram, f"{name}/guard": parts.guard, f"{name}/labels": np.stack(labels)}
+    return arrays, rows
+
+
+def read_probes(options: Embed) -> Any:
+    """The experiment of a run directory and the states `[S, ...]` of its probes, from its newest checkpoint."""
+    from tamherd_jax.experiments.checkpoints import Checkpoints
+    from tamherd_jax.experiments.runner import Experiment
+
+    where = Path(str(options.directory)) / "checkpoints"
+    with mistakes_of_the_user():
+        experiment = Experiment(run_config(options))
+        if not any(where.glob("[0-9]*")):
+            raise UserError(f"{where} holds no checkpoint of this process's, so the run's probes cannot be read")
+        checkpoints = Checkpoints(where)
+        try:
+            checkpoints.restore(experiment)
+        finally:
+            checkpoints.close()
+    if "probe" not in experiment.states:
+        raise UserError(f"the run in {options.directory} has not trained its probes yet; go on with it first")
+    return experiment, experiment.states["probe"]
+
+
+def train_probes(config: Any, directory: Path, console: Any) -> Any:
+    """An experiment and the states `[S, ...]` of its probes, trained here."""
+    from tamherd_jax.experiments.runner import Experiment
+    from tamherd_jax.reporting.terminal import ProgressDisplay
+
+    with mistakes_of_the_user():
+        experiment = Experiment(config)
+    task_set, log = experiment.task_set, directory / "log.jsonl"
+    work = config.probe_epochs * experiment.budget.single_epoch * config.seeds
+    with ProgressDisplay(console, log, task_set.mode_names, task_set.modes, work) as display:
+        display.note(f"{config.seeds} probe(s), {config.probe_epochs} epochs, physics {experiment.env.backend}")
+        for event in experiment.train_probes():
+            display.show(event)
+    return experiment, experiment.states["probe"]
+
+
+# Output --------------------------------------------------------------------------------------------------------------
+
+
+def output_directory(options: Embed) -> Path:
+    """Where results go, made if missing."""
+    if options.out is not None:
+        path = options.out
+    elif options.directory is not None:
+        path = options.directory / "embed"
+    else:
+        path = next(path for n in range(1, 10**6) if not (path := Path("runs") / f"embed-{n}").exists())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}") from error
+    return path
+
+
+def write(directory: Path, config: Any, task_names: Any, arrays: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """embeddings.npz, embeddings.json and both figures of the first seed."""
+    from tamherd_jax.experiments.results import write_arrays, write_json
+    from tamherd_jax.reporting.embedding_figures import embedding_figure
+
+    write_arrays(directory / "embeddings.npz", arrays)
+    write_json(directory / "embeddings.json", {"config": config.to_json(), "tasks": list(task_names), "rows": rows})
+    grams = {name.removesuffix("/gram"): array[0] for name, array in arrays.items() if name.endswith("/gram")}
+    for projection in ("pca", "tsne"):
+        path = directory / f"embedding_{projection}.png"
+        embedding_figure(grams, arrays["task"], task_names, path, projection)
+
+
+def quality_table(rows: list[dict[str, Any]]) -> Any:
+    """Agreement with the bodies that the clusters do not know of."""
+    headings = ("K", "Rand\nbodies", "Rand\ntasks", "purity", "reward\nguard", "assigned\nright", "least\nconfidence")
+    table = _table("Clusters of task draws, and assignment of test probes", headings)
+    for row in rows:
+        test = row["test"]
+        table.add_row(
+            row["embedding"],
+            str(row["seed"]),
+            str(row["clusters"]),
+            f"{row['adjusted_rand_index_bodies']:.2f}",
+            f"{row['adjusted_rand_index_tasks']:.2f}",
+            f"{row['purity_bodies']:.0%}",
+            f"{row['reward_guard_rate']:.0%}",
+            f"{test['accuracy']:.0%}" if test else "-",
+            f"{test['confidence_least']:.2f}" if test else "-",
+        )
+    return table
+
+
+def scores_table(rows: list[dict[str, Any]]) -> Any:
+    """Scores of the numbers of clusters that were looked at."""
+    ks = sorted({int(k) for row in rows for values in row["scores"].values() for k in values})
+    table = _table("Scores by number of clusters", ("score", *map(str, ks)))
+    for row in rows:
+        for name, values in row["scores"].items():
+            cells = (f"{values[str(k)]:.2f}" if str(k) in values else "" for k in ks)
+            table.add_row(row["embedding"], str(row["seed"]), name, *cells)
+    return table
+
+
+def places_table(rows: list[dict[str, Any]], names: Any) -> Any:
+    """Draws of each task in each cluster, and test probes assigned to each."""
+    table = _table("Draws in each cluster > test probes assigned to it", [name.replace("-", "\n") for name in names])
+    for row in rows:
+        draws = ["/".join(map(str, counts)) for counts in row["tasks_in_cluster"]]
+        tests = (
+            [" > " + "/".join(map(str, counts)) for counts in row["test"]["assigned_to"]] if row["test"] else [""] * len(draws)
+        )
+        table.add_row(row["embedding"], str(row["seed"]), *(a + b for a, b in zip(draws, tests, strict=True)))
+    return table
+
+
+def _table(title: str, columns: Any) -> Any:
+    from rich.table import Table
+
+    table = Table("embedding", "seed", title=title)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table

@@ -1,0 +1,52 @@
+"""Options on embeddings and clustering that commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingOptions:
+    """How tasks are embedded and clustered; None keeps what the configuration says."""
+
+    normalisation: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Reward weights of an embedding: none, max (the paper's r / max r, with a guard), absolute or raw."""
+    metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """euclidean (Frobenius) or cosine."""
+    linkage: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Clustering: ward, average, complete, single, kmeans, spectral or hdbscan."""
+    clusters: Annotated[int | Literal["auto"] | None, tyro.conf.arg(metavar="N|auto")] = None
+    """Number of clusters, or auto to choose it from the embeddings, for each seed by itself."""
+    choose_by: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """What auto maximises: silhouette, gap or stability."""
+
+    def clustering(self, base: Any) -> Any:
+        """`base`, a `ClusteringConfig`, with what was asked for.
+
+        Raises:
+          ValueError: a value is unknown or does not go with the others.
+        """
+        asked = {"method": self.linkage, "clusters": self.clusters, "selection": self.choose_by}
+        if self.linkage == "hdbscan" and self.clusters is None:
+            asked["clusters"] = "auto"  # the only number it can have
+        if self.choose_by is not None and (self.clusters or base.clusters) != "auto":
+            raise ValueError("--choose-by says how auto chooses; it needs --clusters auto")
+        return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
+
+    def embedding_config(self, name: str | None, base: Any) -> Any:
+        """`base`, an `EmbeddingConfig`, or the embedding called `name` with its reward weights and metric as far as it has any.
+
+        Raises:
+          ValueError: a value is unknown or does not go with the others.
+        """
+        from tamherd_jax.herd.embeddings import named_embedding
+
+        asked = {"reward": self.normalisation, "metric": self.metric}
+        if name is None:
+            return dataclasses.replace(base, **{field: value for field, value in asked.items() if value is not None})
+        if named_embedding(name).kind != "latent":  # a latent has no reward weights, and its metric is in its name
+            asked = {field: value or getattr(base, field) for field, value in asked.items()}
+        return named_embedding(name, **asked)

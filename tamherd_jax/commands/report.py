@@ -1,0 +1,39 @@
+"""`tamherd report`: tables, figures and the page of a finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tamherd_jax.commands import mistakes_of_the_user
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Print the tables of a run and write its figures, CSV files and report.html again, from its result files alone."""
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The run directory."""
+
+
+def report(options: Report) -> None:
+    """`tamherd report`."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(f"Report: {show_report(options.directory, console)}", soft_wrap=True)
+
+
+def show_report(directory: Path, console: Any) -> Path:
+    """Print a run's tables and write its report; the page's path.
+
+    Raises:
+      UserError: if the directory does not hold a finished run, or cannot be written.
+    """
+    with mistakes_of_the_user():
+        from tamherd_jax.reporting.report import make_report
+
+        return make_report(directory, console)

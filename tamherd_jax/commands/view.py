@@ -1,0 +1,57 @@
+"""`tamherd view`: an animation of the adapted policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tamherd_jax.commands import mistakes_of_the_user
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Adapt a trained herd of a run to a task and write an animation, before and after, that a browser opens offline."""
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """The run directory, or the directory of one saved herd."""
+    task: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """The task, such as walker-backward."""
+    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Which seed's herd. By default the run's first."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The page. By default view-TASK-seed-N.html in DIR."""
+
+
+def view(options: View) -> None:
+    """`tamherd view`.
+
+    Raises:
+      UserError: there is no such herd or task, or the page cannot be written.
+    """
+    from rich.console import Console
+
+    from tamherd_jax.commands.evaluate import find_herd
+
+    with mistakes_of_the_user():
+        herd = find_herd(options.directory, options.seed)
+        herd.task_set.index(options.task)
+        path = options.out or options.directory / f"view-{options.task}-seed-{herd.seed}.html"
+        if not path.parent.is_dir():
+            raise ValueError(f"cannot write {path}: {path.parent} is no directory")
+
+    from tamherd_jax.experiments.recording import record
+    from tamherd_jax.reporting.animation import player_data
+    from tamherd_jax.reporting.html import view_page, write_page
+
+    with mistakes_of_the_user():
+        data = player_data(record(herd, [options.task]))
+        (entry,) = data["tasks"]
+        what = "the exploration and the test episode of median return"
+        subtitle = f"Herd of seed {herd.seed}, member {entry['member']} of {herd.size}: {what}"
+        write_page(view_page(data, f"{options.task}, before and after adaptation", subtitle), path)
+    before, after = (clip["return"] for clip in entry["clips"])
+    line = f"{options.task}: return {before} before and {after} after adaptation. Animation: {path}"
+    Console(highlight=False).print(line, soft_wrap=True)

@@ -1,0 +1,111 @@
+"""Embedding, clustering and assigning tasks with trained probes, in several ways from the same episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+from tamherd_jax.envs.tasks import TaskSet
+from tamherd_jax.experiments.config import ExperimentConfig
+from tamherd_jax.herd import clustering
+from tamherd_jax.herd.algorithm import embed_experience, stratified_tasks
+from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
+from tamherd_jax.herd.embeddings import EmbeddingConfig, Features, make_embedding
+from tamherd_jax.herd.learner import MetaLearner
+
+
+@struct.dataclass
+class EmbeddedProbe:
+    """What clustering D training draws and assigning B test probes needs of one embedding.
+
+    Attributes:
+      gram: `[D, D]` inner products among the draws.
+      cross: `[B, D]` of the test probes with the draws.
+      norms: `[B]` squared norms of the test probes.
+      guard: `[D]` whether the reward guard fired.
+    """
+
+    gram: jax.Array
+    cross: jax.Array
+    norms: jax.Array
+    guard: jax.Array
+
+
+def embed_with_probe(
+    learner: MetaLearner,
+    config: ExperimentConfig,
+    embeddings: Mapping[str, EmbeddingConfig],
+    tasks: Any,
+    test_tasks: Any,
+    key: jax.Array,
+    probe: Any,
+) -> dict[str, EmbeddedProbe]:
+    """Roll one probe in training draws and test tasks, and embed both in every way from the same episodes.
+
+    Args:
+      learner: the probe's meta-learner.
+      config: for the numbers of probe episodes in training and test.
+      embeddings: by name.
+      tasks: of the D draws, leaves `[D, ...]`.
+      test_tasks: leaves `[B, ...]`.
+      key: consumed.
+      probe: the probe's state.
+    """
+    keys = jax.random.split(key, 2)
+
+    def features(key: jax.Array, tasks: Any, episodes: int) -> dict[str, Features]:
+        def one(key: jax.Array, task: Any) -> dict[str, Features]:
+            rollout_key, score_key = jax.random.split(key)
+            policy, experience = learner.probe(rollout_key, probe, task, episodes)
+            return {
+                name: embed_experience(learner, make_embedding(embedding), score_key, probe, policy, experience)
+                for name, embedding in embeddings.items()
+            }
+
+        return jax.vmap(one)(jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]), tasks)
+
+    draws = features(keys[0], tasks, config.embedding_episodes)
+    probes = features(keys[1], test_tasks, config.probe_test_episodes)
+    return {name: _embedded(make_embedding(embeddings[name]), draws[name], probes[name]) for name in embeddings}
+
+
+def _embedded(embedding: Any, draws: Features, probes: Features) -> EmbeddedProbe:
+    return EmbeddedProbe(embedding.self_gram(draws), embedding.gram(probes, draws), embedding.norms(probes), draws.guard)
+
+
+def draws_and_probes(task_set: TaskSet, draws: int, probes: int) -> tuple[tuple[Any, np.ndarray], tuple[Any, np.ndarray]]:
+    """Tasks and their indices, in equal shares, of D draws `[D]` and B test probes `[B]`."""
+    pairs = (stratified_tasks(task_set.tasks, count) for count in (draws, probes))
+    first, second = ((tasks, np.asarray(index)) for tasks, index in pairs)
+    return first, second
+
+
+def analyse(
+    embedded: EmbeddedProbe, config: clustering.ClusteringConfig, task_set: TaskSet, draws: Any, probes: Any, seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Cluster one seed's draws, assign its test probes and describe both.
+
+    Args:
+      embedded: of one seed.
+      config: how to cluster.
+      task_set: the tasks.
+      draws: `[D]` task of each draw.
+      probes: `[B]` task of each test probe.
+      seed: of what is random in clustering.
+
+    Returns:
+      labels `[D]`, and the description as plain JSON.
+
+    Raises:
+      ValueError: the embeddings are not finite.
+    """
+    found = clustering.cluster(np.asarray(embedded.gram), config, seed)
+    gram, cross, norms = (np.asarray(leaf) for leaf in (embedded.gram, embedded.cross, embedded.norms))
+    assigned = clustering.assign(gram, found.labels, cross, norms)
+    test = describe_assignment(assigned, found.labels, draws, task_set.modes, probes)
+    guard = {"reward_guard_rate": float(np.mean(embedded.guard))}
+    return found.labels, describe_clusters(found, draws, task_set.modes) | guard | {"test": test}

@@ -1,0 +1,92 @@
+"""Episodes worth looking at: what a trained herd does on its tasks before and after adaptation, as positions over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tamherd_jax.envs import Locomotion
+from tamherd_jax.envs.episodes import Episodes
+from tamherd_jax.envs.locomotion import locomotion_terms
+from tamherd_jax.experiments.herds import sound_herds, trained_herd
+from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
+from tamherd_jax.physics.bodies import NQ
+from tamherd_jax.serialization import write_arrays
+
+
+def task_key(herd: Herd, task: str) -> jax.Array:
+    """The key that `tamherd evaluate` and `tamherd view` adapt to a task with: both see the same episodes."""
+    return jax.random.fold_in(jax.random.key(herd.seed), herd.task_set.index(task))
+
+
+def record(herd: Herd, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """Adapt a herd to tasks by name, and keep one exploration and one test episode of each, those of median return.
+
+    Returns:
+      What `episodes.npz` holds, B tasks: `q` `[B, 2, T + 1, 9]`, `rewards` and `valid` `[B, 2, T]` (before, after), `member`
+      and `body` `[B]`, `tasks` `[B]` their names, `seed` `[]`.
+
+    Raises:
+      ValueError: no such task, or an environment without bodies to draw.
+    """
+    if not isinstance(herd.learner.env, Locomotion):
+        raise ValueError(f"the environment {type(herd.learner.env).__name__} has no bodies that can be drawn")
+    rows = [_record_task(herd, task) for task in tasks]
+    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return arrays | {"tasks": np.array(tasks), "seed": np.asarray(herd.seed)}
+
+
+def _record_task(herd: Herd, name: str) -> dict[str, np.ndarray]:
+    task = jax.tree.map(lambda leaf: leaf[herd.task_set.index(name)], herd.task_set.tasks)
+    adapted = herd.adapt(task_key(herd, name), name)
+    chosen = [median_episode(episodes) for episodes in phases(adapted)]
+    scale = herd.learner.env.expected_action_scale
+    return {
+        "q": np.stack([positions(episode, int(task.body), float(task.direction), scale) for episode in chosen]),
+        "rewards": np.stack([episode.rewards for episode in chosen]),
+        "valid": np.stack([episode.valid for episode in chosen]),
+        "member": np.asarray(adapted.member),
+        "body": np.asarray(task.body),
+    }
+
+
+def phases(adapted: AdaptedPolicy) -> tuple[Episodes, Episodes]:
+    """Exploration and test episodes, leaves `[R, T, ...]` on the host, as the environment saw them."""
+    # A learner that explores on more than the environment shows says how to take that away.
+    observed = getattr(adapted.learner, "observed", lambda episodes: episodes)
+    return jax.tree.map(np.asarray, (observed(adapted.before), adapted.after))
+
+
+def median_episode(episodes: Episodes) -> Episodes:
+    """Of episodes `[R, T, ...]` the one of median return, the lower of the two in the middle."""
+    order = np.argsort(np.asarray(episodes.returns), kind="stable")
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[order[(len(order) - 1) // 2]], episodes)
+
+
+def positions(episode: Episodes, body: int, direction: float, action_scale: float) -> np.ndarray:
+    """Positions `[T + 1, 9]` over an episode `[T, ...]`, from x = 0; after its end the last ones again.
+
+    Observations lack the distance covered; it follows from the rewards, `x' - x = dt d (r - bonus + cost |a|^2)`.
+    """
+    terms, steps = locomotion_terms(body), int(episode.valid.sum())
+    shown = np.concatenate([episode.obs[:steps], episode.next_obs[max(steps - 1, 0) : max(steps, 1)]])[: steps + 1]
+    control = np.clip(episode.actions[:steps] / action_scale, -1.0, 1.0)
+    speed = direction * (episode.rewards[:steps] - terms.alive_bonus + terms.control_cost * np.sum(control**2, axis=1))
+    q = np.zeros((len(episode.valid) + 1, NQ), np.float32)
+    q[1 : steps + 1, 0] = np.cumsum(speed * terms.dt)
+    q[: steps + 1, 1:] = shown[:, : NQ - 1]
+    q[: steps + 1, 1] -= terms.rest_height
+    q[steps + 1 :] = q[steps]
+    return q
+
+
+def write_episodes(experiment: Experiment, directory: Path) -> None:
+    """Record the first sound herd of a finished experiment on all its tasks to `episodes.npz`; nothing where there is none."""
+    sound = sound_herds(experiment)
+    if sound and isinstance(experiment.env, Locomotion):
+        herd = trained_herd(experiment, sound[0])
+        write_arrays(directory / "episodes.npz", record(herd, herd.task_set.task_names))

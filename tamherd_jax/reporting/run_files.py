@@ -1,0 +1,134 @@
+"""A finished run as reports see it: its files, read once, and the few questions that every table and figure asks of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamherd_jax.experiments.results import read_run
+
+KNOWN_ARMS = ("oracle", "single", "herd")
+"""Order of the paper's columns; further arms (controls) follow in the order of the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The files of a finished run.
+
+    Attributes:
+      directory: where they lie.
+      results: `results.json`.
+      curves: `curves.npz`, `arm/quantity` to `[S, E, ...]`.
+      embeddings: `embeddings.npz`.
+      episodes: `episodes.npz`, recorded episodes; None where the run left none.
+      log: lines of `log.jsonl`; empty where there is none.
+    """
+
+    directory: Path
+    results: dict[str, Any]
+    curves: dict[str, np.ndarray]
+    embeddings: dict[str, np.ndarray]
+    episodes: dict[str, np.ndarray] | None
+    log: tuple[dict[str, Any], ...]
+
+
+def read_run_files(directory: Path) -> RunFiles:
+    """All files of a finished run.
+
+    Raises:
+      ValueError: if the directory holds none, or a file is damaged or of another version, in one line.
+    """
+    results, curves, embeddings = read_run(directory)
+    return RunFiles(directory, results, curves, embeddings, read_episodes(directory), read_log(directory))
+
+
+def read_episodes(directory: Path) -> dict[str, np.ndarray] | None:
+    """The recorded episodes, None where there are none.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = directory / "episodes.npz"
+    if not path.exists():
+        return None
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}; remove it to report without an animation") from error
+
+
+def read_log(directory: Path) -> tuple[dict[str, Any], ...]:
+    """The lines of log.jsonl that are whole; a run that was killed may have left half of one."""
+    records = []
+    path = directory / "log.jsonl"
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and {"stage", "epoch", "seconds", "steps"} <= set(record):
+            records.append(record)
+    return tuple(records)
+
+
+def arms(results: dict[str, Any]) -> list[str]:
+    """The arms of a run: the paper's in its order, then the others in the file's."""
+    found = list(results.get("arms") or results["nonfinite_episodes"])  # older files have no list of their own
+    return [arm for arm in KNOWN_ARMS if arm in found] + [arm for arm in found if arm not in KNOWN_ARMS]
+
+
+def arm_title(results: dict[str, Any], arm: str) -> str:
+    """Heading of an arm, for instance `Herd of MAMLs`."""
+    herd = "String of PEARLs" if results["config"].get("algorithm") == "pearl" else "Herd of MAMLs"
+    return {"oracle": "Oracle", "single": "Single", "herd": herd}.get(arm, arm.replace("_", " ").replace("-", " ").capitalize())
+
+
+def seeds(results: dict[str, Any]) -> np.ndarray:
+    """`[S]` the seeds."""
+    first = results["config"]["first_seed"]
+    return np.arange(first, first + results["config"]["seeds"])
+
+
+def left_out(results: dict[str, Any], arm: str) -> list[int]:
+    """Seeds of an arm that are excluded from the statistics, in order."""
+    return sorted({entry["seed"] for entry in results.get("excluded", []) if entry["arm"] == arm})
+
+
+def included(results: dict[str, Any], arm: str) -> np.ndarray:
+    """`[S]` bool, the seeds that count for an arm."""
+    return ~np.isin(seeds(results), left_out(results, arm))
+
+
+def seed_values(results: dict[str, Any], arm: str, body: str, statistic: str) -> dict[int, float]:
+    """One statistic of an arm on a body by seed; seeds left out are missing."""
+    wanted = (arm, body, statistic)
+    return {r["seed"]: r["value"] for r in results["rows"] if (r["arm"], r["body"], r["statistic"]) == wanted}
+
+
+def tasks_of(results: dict[str, Any], body: str | None) -> np.ndarray:
+    """`[N]` bool, the tasks of a body; all of them for None."""
+    bodies = np.array(results["task_set"]["body_of_task"])
+    return np.ones(len(bodies), bool) if body is None else bodies == body
+
+
+def arm_curve(
+    results: dict[str, Any], curves: dict[str, np.ndarray], arm: str, body: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of the budget `[E]` and mean return after adaptation `[S', E]` of the seeds that count, for a body or all tasks.
+
+    The herd's curve is the single learner's while the probe trains; the oracle is not charged for a probe (spec 4.7).
+    """
+    tasks, rows = tasks_of(results, body), included(results, arm)
+    returns = curves[f"{arm}/after"][:, :, tasks].mean(2)
+    steps = curves[f"{arm}/budget"]
+    if arm == "herd":
+        probe = results["config"]["probe_epochs"]
+        returns = np.concatenate([curves["single/after"][:, :probe, tasks].mean(2), returns], 1)
+        steps = np.concatenate([curves["single/budget"][:probe], steps])
+    return steps, returns[rows]

@@ -1,0 +1,99 @@
+"""Recorded episodes: positions rebuilt from observations, and poses as MuJoCo has them."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from synthetic_run import synthetic_episodes
+
+from tamherd_jax.envs import Episodes, Task
+from tamherd_jax.experiments.recording import median_episode, positions
+from tamherd_jax.physics.bodies import load_model
+from tamherd_jax.reporting.animation import capsules, clip, link_poses, player_data
+from tamherd_jax.reporting.html import view_page
+
+STEPS, SCALE = 30, 2.0
+
+
+@pytest.fixture(scope="module")
+def rolled_out():
+    """Episodes of both bodies in wild motion, with the positions that the physics had: the walker falls."""
+    from tamherd_jax.envs import Locomotion
+
+    env = Locomotion("mujoco", SCALE)
+
+    @jax.jit
+    def run(task, key):
+        def step(state, k):
+            action = 3.0 * jax.random.normal(k, (6,))
+            after = env.step(state, action)
+            valid = 1.0 - state.done
+            record = Episodes(state.obs, action, after.reward, after.obs, after.done, valid, 0.0 * valid)
+            return after, (record, after.pipeline_state.q)
+
+        state = env.reset(key, task)
+        _, (episode, q) = jax.lax.scan(step, state, jax.random.split(key, STEPS))
+        return episode, jnp.concatenate([state.pipeline_state.q[None], q])
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    tasks = Task(body=jnp.array([0, 1]), direction=jnp.array([1.0, -1.0]))
+    return jax.tree.map(np.asarray, jax.vmap(run)(tasks, keys))
+
+
+@pytest.mark.parametrize(("body", "direction"), [(0, 1.0), (1, -1.0)])
+def test_positions_are_those_of_the_physics(rolled_out, body, direction):
+    episodes, q = rolled_out
+    episode = jax.tree.map(lambda leaf: leaf[body], episodes)
+    assert (episode.valid.sum() < STEPS) == (body == 1)
+    expected = q[body] - np.eye(9)[0] * q[body, 0, 0]  # from x = 0
+    np.testing.assert_allclose(positions(episode, body, direction, SCALE), expected, atol=2e-4)
+
+
+def test_the_episode_of_median_return_is_kept():
+    rewards = np.array([[3.0, 0], [1, 1], [9, 0], [0, 0]])
+    zeros = np.zeros((4, 2))
+    episodes = Episodes(zeros, zeros, rewards, zeros, zeros, zeros + 1, np.zeros(4))
+    assert median_episode(episodes).rewards.sum() == 2.0
+
+
+@pytest.mark.parametrize("body", ["cheetah", "walker"])
+def test_capsules_on_links_lie_where_mujoco_has_them(body):
+    model = load_model(body)
+    data = mujoco.MjData(model)
+    q = np.random.default_rng(0).uniform(-1, 1, 9)
+    data.qpos[:] = q
+    mujoco.mj_kinematics(model, data)
+    ours, poses = capsules(body), link_poses(body, q[None])[0]
+    bodies = [g for g in range(model.ngeom) if model.geom_type[g] == mujoco.mjtGeom.mjGEOM_CAPSULE]
+    for geom, link, (x1, z1, x2, z2, radius) in zip(bodies, ours["link"], ours["shape"], strict=True):
+        x, z, angle = poses[link]
+        c, s = np.cos(angle), np.sin(angle)
+        ends = sorted([(x + x1 * c - z1 * s, z + x1 * s + z1 * c), (x + x2 * c - z2 * s, z + x2 * s + z2 * c)])
+        axis = data.geom_xmat[geom].reshape(3, 3)[:, 2] * model.geom_size[geom, 1]
+        theirs = sorted((p[0], p[2]) for p in (data.geom_xpos[geom] - axis, data.geom_xpos[geom] + axis))
+        np.testing.assert_allclose(ends, theirs, atol=2e-4)  # shapes are written with four decimals
+        assert radius == model.geom_size[geom, 0]
+
+
+def test_the_player_gets_what_was_recorded(tmp_path):
+    synthetic_episodes(tmp_path / "episodes.npz")
+    data = player_data(dict(np.load(tmp_path / "episodes.npz")))
+    assert [task["name"] for task in data["tasks"]] == ["cheetah-forward", "walker-backward"]
+    before, after = data["tasks"][1]["clips"]
+    assert (before["fell"], len(before["frames"]), before["return"]) == (False, 51, 25.0)
+    assert (after["fell"], len(after["frames"]), after["return"]) == (True, 21, 10.0)
+    assert before["frames"][-1][0] == 3000  # millimetres
+    assert data["bodies"]["cheetah"]["dt"] == pytest.approx(0.05)
+    page = view_page(data, "<title> & more", "one & two")
+    assert "&lt;title&gt; &amp; more" in page
+    assert json.loads(re.search(r'id="player-data">(.*?)</script>', page, re.DOTALL)[1]) == data
+    assert not re.search(r"https?:|(?:src|href)=\"(?!data:)", page)
+
+
+def test_an_episode_that_ends_at_once_can_be_drawn():
+    one = clip(0, np.zeros((6, 9)), np.zeros(5), np.zeros(5))
+    assert (len(one["frames"]), one["rewards"], one["return"]) == (1, [], 0.0)
