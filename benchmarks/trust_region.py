@@ -93,5 +93,6 @@ def cases(mode: Mode) -> list[Case | Quoted]:
             "PyTorch meta-gradient": lambda: torch_job(size, step=False),
             "PyTorch trust-region step": lambda: torch_job(size, step=True),
         }
-    found = [Case(name, job, "meta-step", 1.0) for name, job in jobs.items()]
+    slow = {"PyTorch trust-region step": 3}
+    found = [Case(name, job, "meta-step", 1.0, repeats=slow.get(name)) for name, job in jobs.items()]
     return [*found, *(METAWORLD_ALGORITHMS if mode.name != "smoke" else ())]
