@@ -159,6 +159,7 @@ PRESETS = {
     ),
     "quick-pearl": ExperimentConfig(
         preset="quick-pearl",
+        embedding=_FISHER,
         probe_epochs=1,
         member_epochs=24,
         single_epochs=26,
