@@ -575,7 +575,8 @@ class Experiment:
         membership = np.stack([np.eye(self.members, dtype=np.float32)[c.labels] for c in found.clusters])
         keys = self._keys("assign")
         assignment, steps = self._assign_program(keys, np.uint32(epoch), found.probe, found.embedded, membership)
-        self._record(arm, confidence=self._by_task(np.asarray(assignment.confidence)), assign_steps=steps)
+        sure = {name: self._by_task(np.asarray(getattr(assignment, name))) for name in ("confidence", "margin")}
+        self._record(arm, **sure, assign_steps=steps)
         return np.asarray(assignment.nearest)
 
 
