@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tamherd_jax.envs._brax import Env, State
-from tamherd_jax.envs.tasks import Task
-from tamherd_jax.physics import FRAME_SKIP, TIMESTEP, Physics, get_physics, init_state
+from tamherd_jax.envs.tasks import Task, TaskSet
+from tamherd_jax.physics import BODIES, FRAME_SKIP, TIMESTEP, Physics, get_physics, init_state, load_model, perturbed_models
 from tamherd_jax.physics.bodies import CHEETAH, NQ, NU, NV, WALKER
 
 PARKED = -1
@@ -53,6 +53,7 @@ class Locomotion(Env):
     | reset noise | q U(-0.1, 0.1), qd 0.1 N(0, 1) | q and qd U(-0.005, 0.005) |
     | observation `[17]` | q[1:], qd | q[1] + 1.25, q[2:], clip(qd, -10, 10) |
 
+    A task with a target velocity is paid `-abs(d (x' - x) / dt - target)` for its speed instead.
     `d` is the task's direction, x = q[0] and `a = clip(action / expected_action_scale, -1, 1)`. A step that ends an episode is
     paid. Once `done`, a state stays as it is and pays nothing; nothing is reset behind the caller's back. A state that stops
     being finite ends the episode: its reward is 0, the last sound state is kept and `metrics["nonfinite"]` is 1.
@@ -61,12 +62,23 @@ class Locomotion(Env):
       physics: backend name (see `tamherd_jax.physics.get_physics`) or backend.
       expected_action_scale: divides actions; garage's `normalize(env, expected_action_scale=10)` for MAML, 1 for PEARL.
       default_task: what `reset` runs when not told.
+      variants: number of perturbed copies of each body that tasks may name (see `tamherd_jax.physics.perturbed_models`); then
+        `physics` must be a name.
 
     Source: spec 3.4; garage `HalfCheetahDirEnv`, gymnasium `Walker2d-v4`.
     """
 
-    def __init__(self, physics: str | Physics = "auto", expected_action_scale: float = 1.0, default_task: Task | None = None):
-        self._physics = get_physics(physics) if isinstance(physics, str) else physics
+    def __init__(
+        self,
+        physics: str | Physics = "auto",
+        expected_action_scale: float = 1.0,
+        default_task: Task | None = None,
+        variants: int = 0,
+    ):
+        if isinstance(physics, str):
+            models = (*map(load_model, BODIES), *perturbed_models(variants)) if variants else None
+            physics = get_physics(physics, models, FRAME_SKIP * (1 + variants))
+        self._physics, self.variants = physics, variants
         self._action_scale = float(expected_action_scale)
         self._default_task = default_task if default_task is not None else _task(CHEETAH)
 
@@ -94,12 +106,14 @@ class Locomotion(Env):
         terms = _Terms().of(task.body)
         over = state.done > 0
         control = jnp.clip(action / self._action_scale, -1.0, 1.0)
-        after = self._physics.step(jnp.where(over, PARKED, task.body), before, control)
+        row = task.body if task.variant is None else task.body + len(BODIES) * (1 + task.variant)
+        after = self._physics.step(jnp.where(over, PARKED, row), before, control)
         sound = jnp.all(jnp.abs(jnp.concatenate([after.q, after.qd])) < _HUGE) & jnp.all(jnp.isfinite(after.warmstart))
         keep = over | ~sound
         after = jax.tree.map(lambda new, old: jnp.where(keep, old, new), after, before)
         speed = (after.q[0] - before.q[0]) / terms.dt
-        reward = task.direction * speed + terms.alive_bonus - terms.control_cost * jnp.sum(control**2)
+        progress = task.direction * speed if task.target is None else -jnp.abs(task.direction * speed - task.target)
+        reward = progress + terms.alive_bonus - terms.control_cost * jnp.sum(control**2)
         return state.replace(
             pipeline_state=after,
             obs=_observe(task.body, after.q, after.qd),
@@ -138,6 +152,16 @@ class Walker(Locomotion):
 
     def __init__(self, physics: str | Physics = "auto", expected_action_scale: float = 1.0, default_task: Task | None = None):
         super().__init__(physics, expected_action_scale, _task(WALKER) if default_task is None else default_task)
+
+
+def make_environment(task_set: TaskSet, physics: str = "auto", expected_action_scale: float = 1.0) -> Locomotion:
+    """The environment of one of the package's task sets, with the perturbed bodies that its tasks name.
+
+    Raises:
+      ValueError: there is no such physics backend, or it takes no perturbed bodies.
+    """
+    variant = task_set.tasks.variant
+    return Locomotion(physics, expected_action_scale, variants=0 if variant is None else int(np.max(variant)) + 1)
 
 
 def _task(body: int) -> Task:

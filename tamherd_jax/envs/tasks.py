@@ -21,10 +21,14 @@ class Task:
     Attributes:
       body: `[...]` int32 index into `tamherd_jax.physics.BODIES`.
       direction: `[...]` +1 to be paid for moving forward, -1 for moving backward.
+      target: `[...]` velocity (m/s) to be kept, in the task's direction; None to be paid for speed itself.
+      variant: `[...]` int32, which of a `Locomotion`'s perturbed bodies; None for the nominal ones.
     """
 
     body: jax.Array | np.ndarray
     direction: jax.Array | np.ndarray
+    target: jax.Array | np.ndarray | None = None
+    variant: jax.Array | np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +86,60 @@ def ml2() -> TaskSet:
     )
 
 
-TASK_SETS: dict[str, Callable[[], TaskSet]] = {"ml2": ml2}
+VELOCITIES = (0.25, 0.75, 1.25, 1.75)
+"""Target velocities of ML2-Vel, m/s; any other is a task of the same kind."""
+
+VARIANTS = 4
+"""Perturbed copies of each body in ML2-Params."""
+
+
+def ml2_vel() -> TaskSet:
+    """ML2-Vel version 1: Cheetah and Walker at four target velocities each, a continuum inside each mode.
+
+    The reward for speed is `-abs(v - target)` (Finn et al. 2017, HalfCheetah goal velocity); bonus and control cost are ML2's.
+    """
+    pairs = [(body, target) for body in (CHEETAH, WALKER) for target in VELOCITIES]
+    bodies = np.array([body for body, _ in pairs], np.int32)
+    return TaskSet(
+        name="ML2-Vel",
+        version=1,
+        task_names=tuple(f"{BODIES[body]}-{target}" for body, target in pairs),
+        tasks=Task(bodies, np.ones(len(pairs), np.float32), target=np.array([target for _, target in pairs], np.float32)),
+        mode_names=BODIES,
+        modes=bodies,
+    )
+
+
+def ml2_params() -> TaskSet:
+    """ML2-Params version 1: Cheetah and Walker forward, four perturbed copies of each; see `physics.perturbed_models`.
+
+    Its environment is `Locomotion(..., variants=VARIANTS)`.
+    """
+    pairs = [(body, variant) for body in (CHEETAH, WALKER) for variant in range(VARIANTS)]
+    bodies = np.array([body for body, _ in pairs], np.int32)
+    return TaskSet(
+        name="ML2-Params",
+        version=1,
+        task_names=tuple(f"{BODIES[body]}-variant-{variant}" for body, variant in pairs),
+        tasks=Task(bodies, np.ones(len(pairs), np.float32), variant=np.array([v for _, v in pairs], np.int32)),
+        mode_names=BODIES,
+        modes=bodies,
+    )
+
+
+TASK_SETS: dict[str, Callable[[], TaskSet]] = {"ml2": ml2, "ml2-vel": ml2_vel, "ml2-params": ml2_params}
 """The package's own task sets, by their name in lower case."""
+
+
+def get_task_set(name: str) -> TaskSet:
+    """One of the package's task sets.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in TASK_SETS:
+        raise ValueError(f"unknown task set {name!r}; choose from {', '.join(TASK_SETS)}")
+    return TASK_SETS[name]()
 
 
 def take_tasks(tasks: Any, index: jax.Array | np.ndarray) -> Any:

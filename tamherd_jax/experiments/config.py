@@ -159,11 +159,11 @@ PRESETS = {
     ),
     "quick-pearl": ExperimentConfig(
         preset="quick-pearl",
-        embedding=_FISHER,
-        probe_epochs=1,
+        probe_epochs=5,
         member_epochs=24,
-        single_epochs=26,
+        single_epochs=30,
         embedding_tasks=20,
+        embedding=_FISHER,
         pearl=_SMALL_PEARL,
         **_PEARL,
     ),
@@ -174,7 +174,12 @@ PRESETS = {
     "long-maml": ExperimentConfig(preset="long-maml", seeds=10, member_epochs=300, single_epochs=311, maml=_LITERAL_MAML),
 }
 """`quick` and `quick-pearl`: the whole method in minutes on two cores. `paper-maml`: Table 3. `paper-pearl`: Table 4.
-`long-maml`: garage's 300 epochs."""
+`long-maml`: garage's 300 epochs.
+
+`paper-pearl` keeps the paper's probe of one epoch and its reward weights. With the small networks of `quick-pearl` that probe
+found the bodies badly: adjusted Rand index 0.80, 0.13 and 0.02 in three seeds (0.62, 1 and 0.80 without reward weights and with
+cosine distances). After five epochs it was 1, 0.06 and 0.80, or 1, 1 and 1 with all test tasks assigned right: `quick-pearl`.
+"""
 
 
 def preset_name(name: str | None, algorithm: str | None) -> str:

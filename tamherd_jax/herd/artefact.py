@@ -351,7 +351,8 @@ def _shapes(
 
 def _describe_environment(env: Any) -> dict[str, Any]:
     if type(env) is Locomotion:
-        return {"name": "locomotion", "physics": env.backend, "expected_action_scale": env.expected_action_scale}
+        scale = env.expected_action_scale
+        return {"name": "locomotion", "physics": env.backend, "expected_action_scale": scale, "variants": env.variants}
     return {"name": type(env).__name__}
 
 
@@ -363,7 +364,7 @@ def _environment(entry: dict[str, Any]) -> Any:
     """
     if entry["name"] != "locomotion":
         raise ValueError(f"its environment {entry['name']} is not the package's: hand it over with load(..., env=...)")
-    return Locomotion(entry["physics"], entry["expected_action_scale"])
+    return Locomotion(entry["physics"], entry["expected_action_scale"], variants=int(entry.get("variants", 0)))
 
 
 def _describe_task_set(task_set: TaskSet) -> dict[str, Any]:

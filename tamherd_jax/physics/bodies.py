@@ -4,11 +4,13 @@ Both come from the XML files that Brax ships (masses, joints, gears and friction
 two changes: every geom of the body collides with the floor, as in gymnasium, and Brax's own tuning parameters are dropped.
 """
 
+import copy
 import functools
 import importlib.util
 from pathlib import Path
 
 import mujoco
+import numpy as np
 
 BODIES = ("cheetah", "walker")
 CHEETAH, WALKER = range(2)
@@ -78,3 +80,36 @@ def load_model(body: str) -> mujoco.MjModel:
     Source: gymnasium 1.x `half_cheetah.xml` and `walker2d.xml` (v4 friction), Brax 0.14 assets.
     """
     return compile_spec(body_spec(body))
+
+
+def perturbed_models(variants: int, limit: float = 1.0, seed: int = 0) -> tuple[mujoco.MjModel, ...]:
+    """Both bodies with other masses, damping and friction: `2 V` models, (cheetah, walker) for each variant in turn.
+
+    Every link's mass and inertia (together) and every geom's friction are multiplied by `1.5^u`, every joint's damping by
+    `1.3^u`, each with its own `u ~ U(-limit, limit)`. The floor's friction is left alone.
+
+    Args:
+      variants: V.
+      limit: largest exponent; 3 in the source, of which many bodies cannot walk.
+      seed: of the draws; a variant's numbers do not depend on how many there are.
+
+    Source: oyster `rand_param_envs` (Rakelly et al. 2019).
+    """
+    return tuple(
+        _perturbed(load_model(body), np.random.default_rng([seed, variant, index]), limit)
+        for variant in range(variants)
+        for index, body in enumerate(BODIES)
+    )
+
+
+def _perturbed(nominal: mujoco.MjModel, rng: np.random.Generator, limit: float) -> mujoco.MjModel:
+    """A copy of a model with scaled masses, damping and friction."""
+    model = copy.copy(nominal)
+    masses = 1.5 ** rng.uniform(-limit, limit, model.nbody)
+    model.body_mass[:] *= masses
+    model.body_inertia[:] *= masses[:, None]
+    model.dof_damping[:] *= 1.3 ** rng.uniform(-limit, limit, model.nv)
+    friction = 1.5 ** rng.uniform(-limit, limit, model.ngeom)
+    model.geom_friction[:] *= np.where(model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE, 1.0, friction)[:, None]
+    mujoco.mj_setConst(model, mujoco.MjData(model))  # what follows from masses, such as the solver's inverse weights
+    return model

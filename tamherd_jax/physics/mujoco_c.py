@@ -3,6 +3,7 @@
 import functools
 import os
 import threading
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,10 @@ def _pool() -> tuple[rollout.Rollout, list[mujoco.MjData]]:
     return rollout.Rollout(nthread=threads), [mujoco.MjData(load_model("cheetah")) for _ in range(threads)]
 
 
-def _step_body(body: int, qv: np.ndarray, control: np.ndarray) -> np.ndarray:
-    """Positions and velocities `[B, 18]` of one body after an environment step."""
+def _roll_out(models: list[mujoco.MjModel], frames: int, qv: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Positions and velocities `[B, 18]` after `frames` physics steps, each lane with its own of B models."""
     with _ONE_CALLER:  # made once, though several devices may ask first
         pool, data = _pool()
-    frames = FRAME_SKIP[body]
     state = np.zeros((len(qv), 1 + NQ + NV))
     finite = np.isfinite(qv).all(axis=1) & np.isfinite(control).all(axis=1)
     state[:, 1:] = np.where(finite[:, None], qv, 0.0)
@@ -40,7 +40,7 @@ def _step_body(body: int, qv: np.ndarray, control: np.ndarray) -> np.ndarray:
     sensors = np.empty((len(qv), frames, 0))
     with _ONE_CALLER:
         pool.rollout(
-            [load_model(BODIES[body])] * len(qv),
+            models,
             data,
             state,
             controls,
@@ -53,26 +53,43 @@ def _step_body(body: int, qv: np.ndarray, control: np.ndarray) -> np.ndarray:
     return np.where(finite[:, None], out[:, -1, 1:], np.nan)
 
 
-def _step_host(body: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """`[..., 24]` (q, qd, control) to `[..., 18]` (next q, next qd); bodies may mix, lanes of no known body stay put."""
-    body, x = np.asarray(body), np.asarray(x)
-    flat_body, flat = np.broadcast_to(body, x.shape[:-1]).reshape(-1), x.reshape(-1, NQ + NV + NU)
-    out = flat[:, : NQ + NV].copy()
-    for b in range(len(BODIES)):
-        lanes = np.flatnonzero(flat_body == b)
-        if len(lanes):
-            out[lanes] = _step_body(b, flat[lanes, : NQ + NV], flat[lanes, NQ + NV :])
-    return out.reshape(*x.shape[:-1], NQ + NV)
-
-
 class MujocoPhysics:
     """MuJoCo C in float64, solver run to its tolerance of 1e-8; state handed over in the caller's precision."""
 
     name = "mujoco"
 
+    def __init__(self, models: Sequence[mujoco.MjModel] | None = None, frames: Sequence[int] = FRAME_SKIP):
+        """A backend for some bodies, by default `BODIES`.
+
+        Args:
+          models: of 9 degrees of freedom and 6 motors, which the `body` of `step` selects.
+          frames: physics steps per environment step, of each.
+        """
+        self._models = [load_model(body) for body in BODIES] if models is None else list(models)
+        self._frames = np.asarray(frames)
+
+    @classmethod
+    def of_models(cls, models: Sequence[mujoco.MjModel], frames: Sequence[int]) -> "MujocoPhysics":
+        """The backend for other bodies."""
+        return cls(models, frames)
+
     def step(self, body: jax.Array, state: PhysicsState, control: jax.Array) -> PhysicsState:
         """See `tamherd_jax.physics.base.Physics.step`."""
         x = jnp.concatenate([state.q, state.qd, control])
         result = jax.ShapeDtypeStruct((NQ + NV,), x.dtype)
-        out = jax.pure_callback(_step_host, result, body, x, vmap_method="broadcast_all")
+        out = jax.pure_callback(self._step_host, result, body, x, vmap_method="broadcast_all")
         return PhysicsState(q=out[:NQ], qd=out[NQ:], warmstart=jnp.zeros(NV, x.dtype))
+
+    def _step_host(self, body: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """`[..., 24]` (q, qd, control) to `[..., 18]` (next q, next qd); bodies may mix, lanes of no known body stay put."""
+        body, x = np.asarray(body), np.asarray(x)
+        flat_body, flat = np.broadcast_to(body, x.shape[:-1]).reshape(-1), x.reshape(-1, NQ + NV + NU)
+        out = flat[:, : NQ + NV].copy()
+        known = (flat_body >= 0) & (flat_body < len(self._models))
+        lane_frames = np.where(known, self._frames[np.where(known, flat_body, 0)], 0)
+        for frames in np.unique(self._frames):
+            lanes = np.flatnonzero(lane_frames == frames)
+            if len(lanes):
+                models = [self._models[b] for b in flat_body[lanes]]
+                out[lanes] = _roll_out(models, int(frames), flat[lanes, : NQ + NV], flat[lanes, NQ + NV :])
+        return out.reshape(*x.shape[:-1], NQ + NV)

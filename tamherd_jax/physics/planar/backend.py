@@ -1,6 +1,8 @@
 """The planar dynamics as a physics backend: one flat kernel call, whatever `vmap`s it stands under."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +140,11 @@ class PlanarPhysics:
         self.form = form
         self.options = options or SolverOptions()
         self.table = body_table() if table is None else table
+
+    @classmethod
+    def of_models(cls, models: Sequence[Any], frames: Sequence[int]) -> "PlanarPhysics":
+        """The backend for other bodies, compiled MuJoCo models with their physics steps per environment step."""
+        return cls(table=stack_trees([read_tree(model, n) for model, n in zip(models, frames, strict=True)]))
 
     def step(self, body: jax.Array, state: PhysicsState, control: jax.Array) -> PhysicsState:
         """See `tamherd_jax.physics.base.Physics.step`."""
