@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+from tamherd_jax.envs.tasks import TASK_SETS
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.herd.embeddings import EmbeddingConfig
 from tamherd_jax.maml.learner import MAMLConfig
@@ -32,6 +33,7 @@ class ExperimentConfig:
       algorithm: the meta-learner, `maml` or `pearl`.
       seeds: S, number of seeds.
       first_seed: seeds are `first_seed, ..., first_seed + seeds - 1`.
+      tasks: name of a task set of `envs.TASK_SETS`.
       physics: backend name.
       expected_action_scale: environment actions are `clip(a / scale, -1, 1)`; garage has 10 for MAML, 1 for PEARL.
       probe_epochs: epochs of the single learner after which it is frozen as the probe; 0 for one that is not trained.
@@ -52,6 +54,7 @@ class ExperimentConfig:
     algorithm: str = "maml"
     seeds: int = 1
     first_seed: int = 0
+    tasks: str = "ml2"
     physics: str = "auto"
     expected_action_scale: float = 10.0
     probe_epochs: int = 10
@@ -89,6 +92,8 @@ class ExperimentConfig:
             raise ValueError("probe test episodes must leave the herd at least one exploration episode")
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; choose from {', '.join(ALGORITHMS)}")
+        if self.tasks not in TASK_SETS:
+            raise ValueError(f"unknown task set {self.tasks!r}; choose from {', '.join(TASK_SETS)}")
         if self.embedding.kind == "latent" and self.algorithm != "pearl":
             raise ValueError("embedding kind 'latent' is the posterior of a PEARL probe; it needs algorithm pearl")
         self._check_controls()
