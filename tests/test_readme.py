@@ -33,11 +33,12 @@ def test_python_blocks_run_as_written():
 
 
 def test_documented_options_and_presets_exist():
-    from tamherd_jax.cli import Run
+    from tamherd_jax.cli import Embed, Evaluate, Report, Run, View
     from tamherd_jax.experiments.config import PRESETS
 
     options = set(re.findall(r"`--([a-z-]+)", README))
-    assert {name.replace("-", "_") for name in options} <= set(Run.__dataclass_fields__)
+    fields = {name for command in (Run, Embed, Evaluate, Report, View) for name in command.__dataclass_fields__}
+    assert {name.replace("-", "_") for name in options} <= fields
     assert set(re.findall(r"`--preset ([a-z-]+)`", README)) == set(PRESETS)
 
 
