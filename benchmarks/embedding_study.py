@@ -190,10 +190,9 @@ def evaluate(gram: np.ndarray, cross: np.ndarray, norms: np.ndarray, linkage: st
       linkage: a clustering method.
       modes: bodies of D draws and B test probes, in equal shares of the tasks.
     """
-    try:
-        labels = clustering.cluster(gram, ClusteringConfig(method=linkage)).labels
-    except ValueError:
+    if not np.isfinite(gram).all():
         return 0.0, 0.0
+    labels = clustering.canonical(clustering.partition(gram, linkage, 2))
     truth, test_truth = modes[: len(gram)], modes[len(gram) :]
     majority = np.array([np.bincount(truth[labels == k]).argmax() for k in range(labels.max() + 1)])
     nearest = clustering.assign(gram, labels, cross, norms).nearest
@@ -353,9 +352,9 @@ def main() -> None:
     found = collect(study, options.seeds, tuple(sorted(options.lengths)), not options.present)
     out = options.out or options.work / f"{options.preset}.csv"
     write_table(out, [record for length, grams in found.items() for record in evaluations(study, length, grams)])
-    if "fisher" in study.embeddings:
-        chosen = [record for length, grams in found.items() for record in choices(study, length, grams)]
-        write_table(out.with_suffix(".clusters.csv"), chosen)
+    length = config.probe_epochs
+    if "fisher" in study.embeddings and length in found:
+        write_table(out.with_suffix(".clusters.csv"), list(choices(study, length, found[length])))
     print(markdown(out) if set(EMBEDDINGS) == set(study.embeddings) else f"written to {out}")
 
 
