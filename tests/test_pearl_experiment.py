@@ -360,7 +360,7 @@ def test_the_quick_preset_on_real_physics(tmp_path):
     done = subprocess.run([*command, "--compilation-cache", "off"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for words in ("quick-pearl: 1 seed(s)", "probe 1/1", "herd and oracle 1/1", "String of PEARLs", "1004.5", "507.6", "414.9"):
+    for words in ("quick-pearl: 1 seed(s)", "probe 5/5", "herd and oracle 1/1", "String of PEARLs", "1004.5", "507.6", "414.9"):
         assert words in done.stdout
     results, curves, _ = read_run(tmp_path / "run")
     assert results["config"]["preset"] == "quick-pearl"
