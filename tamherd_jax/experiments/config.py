@@ -119,7 +119,7 @@ class ExperimentConfig:
         return config
 
 
-# What found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in a quarter to a half.
+# What found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in 17 of 20.
 _FISHER = EmbeddingConfig(reward="none", metric="cosine")
 _LITERAL_MAML = MAMLConfig(advantage_scale="variance", outer_loss="likelihood")
 _PEARL: dict[str, Any] = {
