@@ -26,13 +26,19 @@ class Repeated:
 
     def __init__(self, config: ExperimentConfig):
         self.experiment = Experiment(config)
-        # What a run leaves behind is in containers that are empty now; its programs are kept elsewhere.
-        self._empty = {name: value for name, value in vars(self.experiment).items() if isinstance(value, dict | list)}
-        self._empty = copy.deepcopy(self._empty)
+        # What a run leaves behind is in dictionaries and lists that hold nothing of it yet; its programs are elsewhere.
+        self._fresh = self._containers()
+
+    def _containers(self) -> dict[str, Any]:
+        return {name: copy.copy(value) for name, value in vars(self.experiment).items() if isinstance(value, dict | list)}
+
+    def restart(self) -> None:
+        """Forget what was trained."""
+        vars(self.experiment).update({name: copy.copy(value) for name, value in self._fresh.items()})
 
     def run(self) -> int:
         """A whole run; the environment steps it took."""
-        vars(self.experiment).update(copy.deepcopy(self._empty))
+        self.restart()
         return sum(event.steps for event in self.experiment.run())
 
 

@@ -88,7 +88,7 @@ def cases(mode: Mode) -> list[Case | Quoted]:
     }
     if mode.name != "quick":  # there it is the epoch's update
         jobs["trust-region step"] = lambda: make(False).program(make(False).learner._outer_step)
-    if importlib.util.find_spec("torch") is not None and not mode.accelerator:
+    if importlib.util.find_spec("torch") is not None and mode.name != "quick" and not mode.accelerator:
         jobs |= {
             "PyTorch meta-gradient": lambda: torch_job(size, step=False),
             "PyTorch trust-region step": lambda: torch_job(size, step=True),

@@ -30,7 +30,7 @@ class Run(EmbeddingOptions):
     """Train and evaluate probe, herd, single learner and oracle on ML2, and print the paper's table."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """By default quick (minutes on two cores). paper-maml and paper-pearl (the paper's Tables 3, 4), long-maml (300 epochs)."""
+    """By default quick (minutes on two cores). Or paper-maml, paper-pearl (the paper's Tables 3, 4), long-maml, tuned-maml."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of seeds; all train together. By default the preset's."""
     first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -48,6 +48,8 @@ class Run(EmbeddingOptions):
     """How tasks are embedded; fisher, transition, gradient, latent or another name that tamherd embed --help lists."""
     probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Epochs after which the single learner is frozen as the probe; 0 leaves the probe untrained. By default the preset's."""
+    tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The task set: ml2 (default), ml2-vel (target velocities) or ml2-params (perturbed bodies)."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -204,7 +206,7 @@ def new_config(options: Run) -> Any:
         "clustering": options.clustering(preset.clustering),
         "probe_epochs": options.probe_epochs,
     }
-    return get_preset(name, member_epochs=options.epochs, physics=options.physics, **overrides)
+    return get_preset(name, member_epochs=options.epochs, physics=options.physics, tasks=options.tasks, **overrides)
 
 
 def read_config(options: Run) -> Any:
@@ -227,7 +229,7 @@ def read_config(options: Run) -> Any:
     fields = {"epochs": "member_epochs"}
     named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
     named["controls"] = parse_controls(options.controls, config.algorithm)
-    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "physics", "controls", "probe_epochs"):
+    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "tasks", "physics", "controls", "probe_epochs"):
         asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")

@@ -6,14 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from point_mass import PointMass, point_tasks
-from toy import toy_experiment
+from toy import toy_experiment, untrained_herd
 
 from tamherd_jax import cli
 from tamherd_jax.envs import Locomotion, collect_episodes, ml2
 from tamherd_jax.experiments.herds import trained_herd, write_herds
-from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
-from tamherd_jax.herd.artefact import EpisodeCounts, Herd
-from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
+from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.maml import MAML, MAMLConfig
 from tamherd_jax.pearl import PEARL, PEARLConfig
 
@@ -37,25 +35,13 @@ def saved(herd, tmp_path_factory):
     return directory
 
 
-def untrained(learner, task_set, seed=0):
-    """A herd of two fresh members on clusters by hand, without a run."""
-    state = jax.jit(learner.init)(jax.random.key(seed))
-    state = learner.snapshot(state) if hasattr(learner, "snapshot") else state
-    members = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf.astype(leaf.dtype)]).astype(leaf.dtype), state)
-    embedding = make_embedding(EmbeddingConfig())
-    tasks, _ = stratified_tasks(task_set.tasks, 4)
-    embed = jax.jit(lambda key: embed_training_tasks(learner, embedding, key, state, tasks, 1))
-    counts = EpisodeCounts(embedding=1, probe=1, explore=1, test=2)
-    return Herd(learner, task_set, state, members, embedding, embed(jax.random.key(1)), np.array([0, 0, 1, 1]), counts, seed)
-
-
 @pytest.fixture(scope="module")
 def locomotion_run(tmp_path_factory, mujoco_env):
     """A directory as `tamherd run` leaves it, with the herds of seeds 0 and 2."""
     directory = tmp_path_factory.mktemp("run")
     learner = MAML(mujoco_env, 4, MAMLConfig(episodes_per_task=2, horizon=6, hidden_sizes=(4,)))
     for seed in (0, 2):
-        untrained(learner, ml2(), seed).save(directory / "herd" / f"seed-{seed}")
+        untrained_herd(learner, ml2(), seed).save(directory / "herd" / f"seed-{seed}")
     return directory
 
 
@@ -152,7 +138,7 @@ def test_a_string_of_pearls_is_saved_without_its_replay(tmp_path):
         replay_capacity=20,
     )
     learner = PEARL(PointMass(), 4, 4, config)
-    herd = untrained(learner, point_tasks())
+    herd = untrained_herd(learner, point_tasks())
     herd.save(tmp_path)
     loaded = Herd.load(tmp_path, env=PointMass(), task_set=point_tasks())
     assert not any("full" in name or "encoder/data" in name for name in np.load(tmp_path / "arrays.npz").files)

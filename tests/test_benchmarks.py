@@ -130,6 +130,22 @@ def test_every_benchmark_can_be_traced(name):
         assert count_operations(jax.jit(job.fn).trace(*job.args).jaxpr.jaxpr).operations > 0
 
 
+def test_an_experiment_is_run_from_its_start_again():
+    from benchmarks.table1 import Repeated, configuration
+
+    repeated = Repeated(configuration(SMOKE, 1))
+    experiment = repeated.experiment
+    for _ in range(2):
+        assert experiment.work_left == experiment.total_work
+        experiment.states["single"] = "trained"
+        experiment.curves.setdefault("single/steps", []).append(np.zeros(1))
+        experiment.done["probe"] = 1
+        assert experiment.work_left < experiment.total_work
+        repeated.restart()
+        assert not experiment.states
+        assert not experiment.curves
+
+
 def test_list_names_them_all(capsys):
     assert main(["list"]) == 0
     text = capsys.readouterr().out

@@ -21,6 +21,8 @@ def tamherd(*arguments, cwd=None):
         (["run", "--seeds", "-3"], "seeds must be at least 1, not -3"),
         (["run", "--seeds", "many"], "--seeds"),
         (["run", "--epochs", "0"], "member epochs must be at least 1, not 0"),
+        (["run", "--tasks", "ml3"], "unknown task set 'ml3'; choose from ml2, ml2-vel, ml2-params"),
+        (["run", "--tasks", "ml2-params", "--physics", "mjx"], "'mjx' takes no other bodies than cheetah and walker"),
         (["run", "--physics", "bullet"], "unknown physics backend 'bullet'; choose from auto, mujoco, planar, mjx"),
         (["run", "--algorithm", "ppo"], "unknown algorithm 'ppo'"),
         (["run", "--first-seed", "-1"], "first seed must not be negative"),

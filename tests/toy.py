@@ -1,9 +1,15 @@
 """A small experiment on the point mass: all stages, seconds to compile, milliseconds an epoch."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from point_mass import PointMass, point_tasks
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
+from tamherd_jax.herd.artefact import EpisodeCounts, Herd
+from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
 from tamherd_jax.maml import MAMLConfig, TRPOConfig
 
 
@@ -28,3 +34,15 @@ def toy_config(**changes):
 def toy_experiment(config=None, seeds=2, own_seeds=None, **options):
     config = toy_config(seeds=seeds) if config is None else config
     return Experiment(config, PointMass(), point_tasks(), seeds=own_seeds, **options)
+
+
+def untrained_herd(learner, task_set, seed=0):
+    """A herd of two fresh members on clusters by hand, without a run."""
+    state = jax.jit(learner.init)(jax.random.key(seed))
+    state = learner.snapshot(state) if hasattr(learner, "snapshot") else state
+    members = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf.astype(leaf.dtype)]).astype(leaf.dtype), state)
+    embedding = make_embedding(EmbeddingConfig())
+    tasks, _ = stratified_tasks(task_set.tasks, 4)
+    embed = jax.jit(lambda key: embed_training_tasks(learner, embedding, key, state, tasks, 1))
+    counts = EpisodeCounts(embedding=1, probe=1, explore=1, test=2)
+    return Herd(learner, task_set, state, members, embedding, embed(jax.random.key(1)), np.array([0, 0, 1, 1]), counts, seed)

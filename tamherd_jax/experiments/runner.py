@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tamherd_jax.envs import Locomotion, TaskSet, ml2, take_tasks
+from tamherd_jax.envs import TaskSet, get_task_set, make_environment, take_tasks
 from tamherd_jax.experiments.arms import EMBEDDINGS, MEMBERS, PROBE, SINGLE, STAGES, Arm, Partition
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.learners import doubled_gradient_steps, make_learner
@@ -63,7 +63,7 @@ class Experiment:
 
     Args:
       config: what to run.
-      env, task_set: replace ML2, for tests and for users' own tasks.
+      env, task_set: replace the configuration's, for tests and for users' own tasks.
       seeds: `[S]` some of the configuration's seeds, where several processes share them.
       devices: of this process, that the learners are dealt to; by default its first.
       per_call: learners a device and call; see `map_learners`.
@@ -80,8 +80,10 @@ class Experiment:
         per_call: int | None = None,
     ):
         self.config = config
-        self.task_set = ml2() if task_set is None else task_set
-        self.env = Locomotion(config.physics, config.expected_action_scale) if env is None else env
+        self.task_set = get_task_set(config.tasks) if task_set is None else task_set
+        if env is None:
+            env = make_environment(self.task_set, config.physics, config.expected_action_scale)
+        self.env = env
         self.members, self.modes = config.clustering.most, len(self.task_set.mode_names)
         self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds) if seeds is None else np.asarray(seeds)
         self.devices = jax.local_devices()[:1] if devices is None else list(devices)

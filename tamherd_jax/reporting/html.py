@@ -126,7 +126,11 @@ def script_json(data: Any) -> str:
 def subtitle(results: dict[str, Any]) -> str:
     """Seeds, epochs, physics and device in a line."""
     c = results["config"]
-    parts = [f"{c.get('algorithm', 'maml').upper()}", views.seeds_text(c["seeds"]), f"{c['member_epochs']} epochs"]
+    parts = [
+        f"{c.get('algorithm', 'maml').upper()}",
+        views.seeds_text(c["seeds"]),
+        f"{c['member_epochs']} epoch{'s' * (c['member_epochs'] != 1)}",
+    ]
     return " · ".join([*parts, f"physics {results['physics']}", f"device {results['device']}"])
 
 

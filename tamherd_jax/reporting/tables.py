@@ -37,6 +37,8 @@ def body_name(body: str | None) -> str:
 
 def paper_value(results: dict[str, Any], arm: str, body: str | None) -> float | None:
     """The paper's number for an arm on a body, or its mean over the bodies it has; None where it has none."""
+    if results["task_set"]["name"] != "ML2":
+        return None
     table = paper.PAPER.get(results["config"].get("algorithm", "maml"), {})
     if body is not None:
         return table.get(body, {}).get(arm)
