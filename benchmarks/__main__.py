@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"benchmarks: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("benchmarks: interrupted; nothing was written\n")
+        sys.stderr.write("benchmarks: interrupted\n")
         return 130
 
 

@@ -106,7 +106,8 @@ def _open(jaxpr: Any) -> core.Jaxpr:
 
 
 def _of_primitive(name: str, equation: Any) -> float:
-    out, first = equation.outvars[0].aval, equation.invars[0].aval if equation.invars else None
+    out: Any = equation.outvars[0].aval
+    first: Any = equation.invars[0].aval if equation.invars else None
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2.0 * out.size * math.prod(first.shape[i] for i in contracted)

@@ -49,8 +49,6 @@ METRICS = ("euclidean", "cosine")
 LINKAGES = ("ward", "average", "complete", "single")
 TEST_PROBES = 40
 STRIDE = 4
-COLUMNS = ("preset", "epochs", "embedding", "reward", "metric", "linkage", "seeds", "perfect_clusters", "perfect_assignment")
-PER_SEED = ("ari_of_each_seed", "accuracy_of_each_seed", "guard_of_each_seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +118,7 @@ class Study:
                 _save(path, {str(n): array for n, array in probes.items()})
         return probes
 
-    def grams(self, seed: int, length: int, probe: np.ndarray) -> dict[str, np.ndarray]:
+    def grams(self, seed: int, length: int, probe: np.ndarray | None) -> dict[str, np.ndarray]:
         """`NAME/gram [R, D, D]`, `NAME/cross [R, B, D]`, `NAME/norms [R, B]`, and `guard [D]`."""
         path = self.gram_file(seed, length)
         if not path.exists():
@@ -192,10 +190,9 @@ def evaluate(gram: np.ndarray, cross: np.ndarray, norms: np.ndarray, linkage: st
       linkage: a clustering method.
       modes: bodies of D draws and B test probes, in equal shares of the tasks.
     """
-    try:
-        labels = clustering.cluster(gram, ClusteringConfig(method=linkage)).labels
-    except ValueError:
+    if not np.isfinite(gram).all():
         return 0.0, 0.0
+    labels = clustering.canonical(clustering.partition(gram, linkage, 2))
     truth, test_truth = modes[: len(gram)], modes[len(gram) :]
     majority = np.array([np.bincount(truth[labels == k]).argmax() for k in range(labels.max() + 1)])
     nearest = clustering.assign(gram, labels, cross, norms).nearest
@@ -233,11 +230,8 @@ def evaluations(study: Study, length: int, probes: list[dict[str, np.ndarray]]) 
                 "perfect_assignment": round(float(np.mean((ari == 1) & (accuracy == 1))), 4),
                 "ari_of_each_seed": _compact(ari),
                 "accuracy_of_each_seed": _compact(accuracy),
-                "guard_of_each_seed": _compact(guard) if (name, metric, linkage) == ("fisher", *_FIRST) else "",
+                "guard_of_each_seed": _compact(guard) if reward == "max" and metric == "euclidean" else "",
             }
-
-
-_FIRST = (METRICS[0], LINKAGES[0])
 
 
 def _compact(values: Any) -> str:
@@ -247,39 +241,121 @@ def _compact(values: Any) -> str:
 def write_table(path: Path, records: list[dict[str, Any]]) -> None:
     """CSV, one record a line; numbers of each seed are separated by spaces."""
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*COLUMNS, *PER_SEED), lineterminator="\n")
+        writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
+
+
+def choices(study: Study, length: int, probes: list[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
+    """A record for each criterion that may choose K, by the default embedding and by the paper's: K of each seed."""
+    for reward, metric in (("none", "cosine"), ("max", "euclidean")):
+        for selection in clustering.SELECTIONS:
+            config, found = ClusteringConfig(clusters="auto", selection=selection), []
+            for probe in probes:
+                parts = tuple(probe[f"fisher/{part}"][REWARDS.index(reward)] for part in ("gram", "cross", "norms"))
+                found.append(clustering.cluster(metric_of(parts, metric)[0], config).k)
+            yield {
+                "preset": study.config.preset,
+                "epochs": length,
+                "reward": reward,
+                "metric": metric,
+                "selection": selection,
+                "seeds": len(probes),
+                "two": round(float(np.mean(np.array(found) == 2)), 4),
+                "clusters_of_each_seed": _compact(found),
+            }
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+TABLE = (
+    ("Fisher, r / max r, Frobenius (the paper's)", "fisher", "max", "euclidean"),
+    ("Fisher, r / max abs(r), Frobenius", "fisher", "absolute", "euclidean"),
+    ("Fisher, raw r, Frobenius", "fisher", "raw", "euclidean"),
+    ("Fisher, r / max r, cosine", "fisher", "max", "cosine"),
+    ("Fisher, unweighted, Frobenius", "fisher", "none", "euclidean"),
+    ("**Fisher, unweighted, cosine** (`quick`)", "fisher", "none", "cosine"),
+    ("diagonal, unweighted, cosine", "fisher diagonal", "none", "cosine"),
+    ("diagonal in closed form, unweighted, cosine", "fisher diagonal, closed form", "none", "cosine"),
+    ("last layer, unweighted, cosine", "fisher last layer", "none", "cosine"),
+    ("Kronecker factors, unweighted, cosine", "fisher kronecker", "none", "cosine"),
+    ("projection, unweighted, cosine", "fisher projection", "none", "cosine"),
+    ("transitions, r / max r, Frobenius (the paper's)", "transition", "max", "euclidean"),
+    ("transitions, unweighted, cosine", "transition", "none", "cosine"),
+    ("policy gradient, r / max r, Frobenius (the paper's)", "gradient", "max", "euclidean"),
+    ("policy gradient, unweighted, cosine", "gradient", "none", "cosine"),
+    ("gradient of log policy, r / max r, Frobenius", "gradient of log", "max", "euclidean"),
+)
+"""Rows of the README's table: title, embedding, reward weights, metric; Ward's linkage."""
+
+
+def markdown(path: Path, linkage: str = "ward") -> str:
+    """The README's table from a file that `write_table` wrote: share of seeds with perfect clusters / and assignment."""
+    with open(path, newline="", encoding="utf-8") as file:
+        records = {tuple(r[c] for c in ("embedding", "reward", "metric", "linkage", "epochs")): r for r in csv.DictReader(file)}
+    lengths = sorted({int(key[-1]) for key in records})
+    seeds = {int(key[-1]): record["seeds"] for key, record in records.items()}
+    head = ["probe epochs (seeds)", *(f"{length} ({seeds[length]})" for length in lengths)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---", *(["---:"] * len(lengths))])]
+    for title, *key in TABLE:
+        cells = [title]
+        for length in lengths:
+            record = records[*key, linkage, str(length)]
+            cells.append(" / ".join(f"{100 * float(record[name]):.0f}" for name in ("perfect_clusters", "perfect_assignment")))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 # Command ------------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Train, embed, evaluate, write."""
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="paper-maml")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--physics", default="planar")
-    parser.add_argument("--stride", type=int, default=STRIDE)
+    parser.add_argument("--stride", type=int, default=STRIDE, help="of a draw's transitions in exact Gram matrices")
     parser.add_argument("--embeddings", nargs="+", default=list(EMBEDDINGS), choices=list(EMBEDDINGS))
     parser.add_argument("--work", type=Path, default=Path("runs/embedding-study"))
     parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    config = get_preset(options.preset, physics=options.physics)
-    study, lengths = Study(config, options.work, options.stride, tuple(options.embeddings)), tuple(sorted(options.lengths))
+    parser.add_argument("--present", action="store_true", help="evaluate what the working directory holds; train nothing")
+    parser.add_argument("--table", type=Path, default=None, metavar="CSV", help="print the README's table of a study")
+    parser.add_argument("--linkage", default="ward", choices=LINKAGES, help="of --table")
+    return parser.parse_args()
+
+
+def collect(study: Study, seeds: int, lengths: tuple[int, ...], train: bool) -> dict[int, list[dict[str, np.ndarray]]]:
+    """Length -> the seeds' Grams, computed where they are missing or else left out."""
     found: dict[int, list[dict[str, np.ndarray]]] = {length: [] for length in lengths}
-    for seed in range(options.seeds):
+    for seed in range(seeds):
         start = time.perf_counter()
-        probes = study.train(seed, lengths)
+        probes = study.train(seed, lengths) if train else {}
         trained = time.perf_counter()
         for length in lengths:
-            found[length].append(study.grams(seed, length, probes[length]))
+            if train or study.gram_file(seed, length).exists():
+                found[length].append(study.grams(seed, length, probes.get(length)))
         print(f"seed {seed}: {trained - start:.0f} s training, {time.perf_counter() - trained:.0f} s embedding", flush=True)
-    records = [record for length in lengths for record in evaluations(study, length, found[length])]
-    write_table(options.out or options.work / f"{options.preset}.csv", records)
+    return {length: grams for length, grams in found.items() if grams}
+
+
+def main() -> None:
+    """Train, embed, evaluate, write."""
+    options = arguments()
+    if options.table:
+        print(markdown(options.table, options.linkage))
+        return
+    options.work.mkdir(parents=True, exist_ok=True)
+    config = get_preset(options.preset, physics=options.physics)
+    study = Study(config, options.work, options.stride, tuple(options.embeddings))
+    found = collect(study, options.seeds, tuple(sorted(options.lengths)), not options.present)
+    out = options.out or options.work / f"{options.preset}.csv"
+    write_table(out, [record for length, grams in found.items() for record in evaluations(study, length, grams)])
+    length = config.probe_epochs
+    if "fisher" in study.embeddings and length in found:
+        write_table(out.with_suffix(".clusters.csv"), list(choices(study, length, found[length])))
+    print(markdown(out) if set(EMBEDDINGS) == set(study.embeddings) else f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,10 @@ def prepare(benchmark: str, case: Case, mode: Mode) -> Prepared:
     prepared = Prepared(case, lambda: None, _row(benchmark, case, status="measured"))
     with _failures_into(prepared.row):
         job = case.make()
-        (_prepare_program if isinstance(job, Program) else _prepare_call)(prepared, job)
+        if isinstance(job, Program):
+            _prepare_program(prepared, job)
+        else:
+            _prepare_call(prepared, job)
         if prepared.own_clock:
             prepared.wanted = case.repeats or mode.repeats
         else:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def filled_state(learner: PEARL, key: jax.Array) -> PEARLState:
 
 def gradient_steps(config: PEARLConfig, drawn: bool) -> Program:
     """`config.gradient_steps` updates, on batches drawn from replay or on one and the same."""
-    learner = PEARL(Sizes(), DRAWS, TASKS, config)
+    learner = PEARL(cast(Any, Sizes()), DRAWS, TASKS, config)
     state = jax.jit(functools.partial(filled_state, learner))(jax.random.key(0))
 
     def same(key: jax.Array, state: PEARLState, weights: jax.Array) -> Any:

@@ -12,21 +12,26 @@ XLABELS = {
     "environment": "episodes at once",
     "fisher_gram": "scores",
     "table1": "seeds",
-    "scaling": "learners, or CPU devices",
+    "scaling, CPU devices": "CPU devices",
+    "scaling": "learners",
 }
 
+Panels = dict[str, dict[str, list[dict[str, Any]]]]
 
-def curves(document: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Benchmark -> series -> measured rows by size; series of a single point are left out."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+
+def curves(document: dict[str, Any]) -> Panels:
+    """Panel -> series -> measured rows by size, a panel for each benchmark and unit; series of one point are left out."""
+    found: Panels = {}
     for name, rows in by_benchmark(document["rows"]):
-        series: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            if row["status"] == "measured" and row.get("size"):
-                series.setdefault(row["series"], []).append(row)
-        lines = {label: sorted(points, key=lambda row: row["size"]) for label, points in series.items() if len(points) > 1}
-        if lines:
-            found[name] = lines
+        placed = [row for row in rows if row["status"] == "measured" and row.get("size")]
+        for unit in dict.fromkeys(row["unit"] for row in placed):
+            series: dict[str, list[dict[str, Any]]] = {}
+            for row in sorted(placed, key=lambda row: row["size"]):
+                if row["unit"] == unit:
+                    series.setdefault(row["series"], []).append(row)
+            lines = {label: points for label, points in series.items() if len(points) > 1}
+            if lines:
+                found[f"{name}, {next(iter(lines))}" if name in found else name] = lines
     return found
 
 
@@ -47,7 +52,8 @@ def plot(document: dict[str, Any], path: Path) -> None:
         for label, rows in lines.items():
             _line(axis, label, rows)
         unit = next(iter(lines.values()))[0]["unit"]
-        axis.set(xscale="log", yscale="log", title=name, xlabel=XLABELS.get(name, "size"), ylabel=f"seconds a {unit}")
+        axis.set(xscale="log", yscale="log", title=name, xlabel=XLABELS.get(name, "size"), ylabel=f"seconds per {unit}")
+        axis.minorticks_off()
         axis.legend(frameon=False, fontsize="small")
     figure.suptitle(headline(document), fontsize="x-small")
     figure.savefig(path, dpi=150)

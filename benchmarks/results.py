@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _check_row(row: Any, where: str) -> None:
         raise ValueError(f"{where}: {row['status']} without a reason")
 
 
-def _check_fields(value: Any, fields: dict[str, type], where: str) -> None:
+def _check_fields(value: Any, fields: Mapping[str, type], where: str) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: no object")
     for name, kind in fields.items():

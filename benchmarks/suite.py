@@ -20,15 +20,17 @@ from benchmarks.tables import benchmark_table, definitions_of, headline, notes
 
 
 def measure_suite(selected: Sequence[Benchmark], names: Sequence[str], mode: Mode, out: Path | None) -> int:
-    """Measure benchmarks, print their tables as they are done, write the file.
+    """Measure benchmarks, print their tables as they are done, write the file; a user's interrupt keeps what is done.
 
     Returns:
-      1 if a case failed, otherwise 0.
+      0, 1 if a case failed, 130 if interrupted.
+
+    Raises:
+      ValueError, OSError: the file cannot be written; said before anything is measured.
     """
     start, started = time.perf_counter(), datetime.datetime.now(datetime.UTC)
     out = out or RESULTS / default_name(mode.name, names, started)
-    if not out.parent.exists() and out.parent != RESULTS:
-        raise ValueError(f"cannot write {out}: there is no directory {out.parent}")
+    check_writable(out)
     console = Console(width=None if (screen := Console().is_terminal) else 200)
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -39,18 +41,45 @@ def measure_suite(selected: Sequence[Benchmark], names: Sequence[str], mode: Mod
         "load_before": machine.load(),
         "rows": [],
     }
-    for benchmark in selected:
-        rows = measured(benchmark, mode, start, console, document["rows"], screen)
-        document["rows"] += rows
-        console.print(benchmark_table(benchmark.name, rows))
+    status = 0
+    try:
+        for benchmark in selected:
+            rows = measured(benchmark, mode, start, console, document["rows"], screen)
+            document["rows"] += rows
+            console.print(benchmark_table(benchmark.name, rows))
+    except KeyboardInterrupt:
+        console.print(f"interrupted during {benchmark.name}; what was done before is kept")
+        status = 130
+    complete(document, start)
+    write_document(document, out)
+    console.print(notes(document))
+    console.print(f"{headline(document)}\n{document['seconds']:.0f} s. {out}", highlight=False, markup=False)
+    return status or int(any(row["status"] == "failed" for row in document["rows"]))
+
+
+def complete(document: dict[str, Any], start: float) -> None:
+    """What is known at the end of a run only."""
     rates = {row["case"]: row["rate"] for row in document["rows"] if row["benchmark"] == "machine" and "rate" in row}
     seconds = round(time.perf_counter() - start, 1)
     document |= {"ceilings": rates, "seconds": seconds, "load_after": machine.load()}
     document["definitions"] = definitions_of(document["rows"])
-    write_document(document, out)
-    console.print(notes(document))
-    console.print(f"{headline(document)}\n{seconds:.0f} s. {out}", highlight=False, markup=False)
-    return 1 if any(row["status"] == "failed" for row in document["rows"]) else 0
+
+
+def check_writable(path: Path) -> None:
+    """Whether a new file can be written.
+
+    Raises:
+      ValueError, OSError: it exists already, its directory does not, or may not be written to.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists; name another with --out")
+    if path.parent == RESULTS:
+        RESULTS.mkdir(exist_ok=True)
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no directory {path.parent}")
+    probe = path.with_suffix(".partial")
+    probe.touch()
+    probe.unlink()
 
 
 def measured(

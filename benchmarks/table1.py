@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,25 @@ class Repeated:
 
     def __init__(self, config: ExperimentConfig):
         self.experiment = Experiment(config)
-        # What a run leaves behind is in containers that are empty now; its programs are kept elsewhere.
-        self._empty = {name: value for name, value in vars(self.experiment).items() if isinstance(value, dict | list)}
-        self._empty = copy.deepcopy(self._empty)
+        # What a run leaves behind is in dictionaries and lists that hold nothing of it yet; its programs are elsewhere.
+        self._fresh = self._containers()
+
+    def _containers(self) -> dict[str, Any]:
+        return {name: copy.copy(value) for name, value in vars(self.experiment).items() if isinstance(value, dict | list)}
+
+    def restart(self) -> None:
+        """Forget what was trained."""
+        vars(self.experiment).update({name: copy.copy(value) for name, value in self._fresh.items()})
 
     def run(self) -> int:
         """A whole run; the environment steps it took."""
-        vars(self.experiment).update(copy.deepcopy(self._empty))
+        self.restart()
         return sum(event.steps for event in self.experiment.run())
 
 
 def configuration(mode: Mode, seeds: int) -> ExperimentConfig:
     """The quick preset with few epochs."""
-    epochs = mode.pick(1, 1, 1, 10)
+    epochs = mode.pick(1, 1, 1, 5)
     changes: dict[str, Any] = {"probe_epochs": epochs, "member_epochs": epochs, "single_epochs": 2 * epochs}
     if mode.name == "smoke":
         small = {"draws_per_task": 1, "embedding_tasks": 4, "explore_episodes": 2, "probe_test_episodes": 1, "test_episodes": 1}
@@ -48,7 +55,8 @@ def configuration(mode: Mode, seeds: int) -> ExperimentConfig:
 def report_of(repeated: Repeated, directory: Path) -> Call:
     """`tamherd report` on the files of the experiment, which has run."""
     write_results(repeated.experiment, directory)
-    return Call(lambda: finished([*COMMAND, "report", str(directory)]), own_clock=True)
+    close = functools.partial(shutil.rmtree, directory)
+    return Call(lambda: finished([*COMMAND, "report", str(directory)]), own_clock=True, close=close)
 
 
 def cases(mode: Mode) -> list[Case]:
@@ -63,14 +71,14 @@ def cases(mode: Mode) -> list[Case]:
         repeats = mode.pick(1, 1, 3) if seeds == 1 or mode.accelerator else 1
         return Case(name, job, "environment step", float, series="seeds", size=seeds, repeats=repeats)
 
-    counts = mode.pick((1,), (1,), (1, 2), (1, 10, 100))
-    directory = Path(tempfile.mkdtemp(prefix="tamherd-benchmark-"))
+    counts = mode.pick((1,), (1,), (1, 2), (1, 10))
+    directory = functools.cache(lambda: Path(tempfile.mkdtemp(prefix="tamherd-benchmark-")))
 
     def files() -> Call:
-        return Call(lambda: write_results(make(counts[0]).experiment, directory))
+        return Call(lambda: write_results(make(counts[0]).experiment, directory()))
 
     return [
         *map(whole, counts),
         Case("result files", files, "report", 1.0),
-        Case("tamherd report, a process", lambda: report_of(make(counts[0]), directory), "report", 1.0, repeats=3),
+        Case("tamherd report, a process", lambda: report_of(make(counts[0]), directory()), "report", 1.0, repeats=3),
     ]

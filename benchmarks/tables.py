@@ -37,6 +37,11 @@ def seconds(value: float | None) -> str:
     raise AssertionError
 
 
+def percent(fraction: float) -> str:
+    """Two digits in per cent."""
+    return f"{100 * fraction:.0f}%" if fraction >= 0.095 else f"{100 * fraction:.2g}%"
+
+
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row of the table, under `HEADER`."""
     if row["status"] in ("failed", "skipped"):
@@ -59,7 +64,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         number(row.get("memory"), "B"),
         at_least + number(row["operations"]) if row.get("operations") else "",
         number(row.get("bytes"), "B"),
-        "" if fraction is None else f"{at_least}{100 * fraction:.2g}%",
+        "" if fraction is None else f"{at_least}{percent(fraction)}",
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class Problem:
 
     def __init__(self, tasks: int, episodes: int, steps: int, first_order: bool = False):
         config = MAMLConfig(episodes_per_task=episodes, horizon=steps, first_order=first_order)
-        self.learner = MAML(Sizes(), tasks, config)
+        self.learner = MAML(cast(Any, Sizes()), tasks, config)
         self.params = jax.jit(self.learner.init)(jax.random.key(0)).params
         self.support, self.query = (random_batch(jax.random.key(i), tasks, episodes, steps) for i in (1, 2))
 
@@ -80,17 +81,18 @@ def cases(mode: Mode) -> list[Case | Quoted]:
     """Each kernel once at the paper's size; PyTorch's at the same."""
     size = mode.pick((2, 2, 5), (20, 10, 100), (20, 10, 100))
     make = functools.cache(lambda first_order: Problem(*size, first_order))
-    jobs = {
+    jobs: dict[str, Callable[[], Program | Call]] = {
         "meta-gradient": lambda: make(False).program(jax.grad(make(False).loss)),
         "meta-gradient, first order": lambda: make(True).program(jax.grad(make(True).loss)),
         "curvature product, through the inner step": lambda: make(False).program(make(False).curvature),
     }
     if mode.name != "quick":  # there it is the epoch's update
         jobs["trust-region step"] = lambda: make(False).program(make(False).learner._outer_step)
-    if importlib.util.find_spec("torch") is not None and not mode.accelerator:
+    if importlib.util.find_spec("torch") is not None and mode.name != "quick" and not mode.accelerator:
         jobs |= {
             "PyTorch meta-gradient": lambda: torch_job(size, step=False),
             "PyTorch trust-region step": lambda: torch_job(size, step=True),
         }
-    found = [Case(name, job, "meta-step", 1.0) for name, job in jobs.items()]
+    slow = {"PyTorch trust-region step": 3}
+    found = [Case(name, job, "meta-step", 1.0, repeats=slow.get(name)) for name, job in jobs.items()]
     return [*found, *(METAWORLD_ALGORITHMS if mode.name != "smoke" else ())]

@@ -30,7 +30,7 @@ class Run(EmbeddingOptions):
     """Train and evaluate probe, herd, single learner and oracle on ML2, and print the paper's table."""
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """By default quick (minutes on two cores). paper-maml and paper-pearl (the paper's Tables 3, 4), long-maml (300 epochs)."""
+    """By default quick (minutes on two cores). Or paper-maml, paper-pearl (the paper's Tables 3, 4), long-maml, tuned-maml."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of seeds; all train together. By default the preset's."""
     first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

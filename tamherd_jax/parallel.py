@@ -37,7 +37,8 @@ def map_learners(
         fast as batching learners, and compiled in half the time); elsewhere as many as XLA's account of the compiled program
         says fit into the device's free memory.
       devices: of this process; by default its first.
-      donate: arguments whose memory an accelerator may reuse for results. The caller's own arrays stay valid.
+      donate: arguments whose memory an accelerator may reuse for results. Where one call of one device takes all learners,
+        that is the memory of the caller's own arrays, which are gone then; a copy of large states might not fit.
 
     Returns:
       The function of `[L, ...]` arguments, compiled on its first call. From several devices results come back as numpy arrays
@@ -96,7 +97,7 @@ class _LearnerMap:
     ):
         self._fn, self._in_axes, self._per_call = fn, in_axes, per_call
         self._devices = tuple(jax.local_devices()[:1] if devices is None else devices)
-        # A call's rows are copies of its own, so they may be overwritten; on a CPU a copy can be the caller's numpy memory.
+        # On a CPU an array can be numpy memory that someone else still reads.
         self._donate = () if self._devices[0].platform == "cpu" else donate
         self._programs: dict[tuple[int, int], Any] = {}
         self._plans: dict[Any, tuple[int, Any]] = {}
@@ -136,7 +137,9 @@ class _LearnerMap:
         return self._programs[width, rows]
 
     def _part(self, args: tuple[Any, ...], start: int, count: int, width: int, rows: int) -> list[Any]:
-        """The arguments of one call, padded by repeating the last learner."""
+        """The arguments of one call, padded by repeating the last learner; not copied where it takes all learners."""
+        if width == 1 and rows == count > 1:
+            return list(args)
         index = np.minimum(np.arange(start, start + width * rows), count - 1)
         shape = tuple(n for n in (width, rows) if n > 1)
         pick: Any = index.reshape(shape) if shape else start
@@ -187,6 +190,8 @@ def _collect(out: Any, keep: int, width: int, rows: int) -> Any:
         out = jax.tree.map(lambda leaf: leaf.reshape(width * rows, *leaf.shape[2:]), out)
     if width == rows == 1:
         return jax.tree.map(lambda leaf: leaf[None], out)
+    if width == 1 and rows == keep:
+        return out
     return jax.tree.map(lambda leaf: leaf[:keep], out)
 
 

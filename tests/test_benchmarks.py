@@ -88,6 +88,16 @@ def test_tables_and_plots_come_from_the_file_alone(smoke, capsys, tmp_path):
     assert "nothing at several sizes" in capsys.readouterr().err
 
 
+def test_an_interrupt_keeps_what_was_done(tmp_path, monkeypatch):
+    def interrupted(mode):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.peers.cases", interrupted)
+    path = tmp_path / "run.json"
+    assert main(["peers", "--mode", "smoke", "--out", str(path)]) == 130
+    assert {row["benchmark"] for row in read_document(path)["rows"]} == {"machine"}
+
+
 def test_a_table_replaces_the_one_in_a_file(smoke, tmp_path, capsys):
     page = tmp_path / "README.md"
     page.write_text("# Title\n<!-- benchmarks -->\nold\n<!-- end of benchmarks -->\nthe rest\n")
@@ -120,6 +130,22 @@ def test_every_benchmark_can_be_traced(name):
         assert count_operations(jax.jit(job.fn).trace(*job.args).jaxpr.jaxpr).operations > 0
 
 
+def test_an_experiment_is_run_from_its_start_again():
+    from benchmarks.table1 import Repeated, configuration
+
+    repeated = Repeated(configuration(SMOKE, 1))
+    experiment = repeated.experiment
+    for _ in range(2):
+        assert experiment.work_left == experiment.total_work
+        experiment.states["single"] = "trained"
+        experiment.curves.setdefault("single/steps", []).append(np.zeros(1))
+        experiment.done["probe"] = 1
+        assert experiment.work_left < experiment.total_work
+        repeated.restart()
+        assert not experiment.states
+        assert not experiment.curves
+
+
 def test_list_names_them_all(capsys):
     assert main(["list"]) == 0
     text = capsys.readouterr().out
@@ -136,6 +162,7 @@ def test_list_names_them_all(capsys):
         (["machine", "--mode", "slow"], "unknown mode 'slow'; choose from smoke, quick, full"),
         (["machine", "--out"], "--out"),
         (["machine", "--mode", "smoke", "--out", "nowhere/run.json"], "there is no directory nowhere"),
+        (["machine", "--mode", "smoke", "--out", "there.json"], "there.json exists; name another"),
         (["table", "nowhere.json"], "cannot read nowhere.json: No such file"),
         (["compare", "nowhere.json", "nowhere.json"], "cannot read nowhere.json"),
         (["compare", "one.json"], "required: new"),
@@ -145,7 +172,9 @@ def test_list_names_them_all(capsys):
 )
 def test_mistakes_get_one_line_and_status_two(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.json").write_text("precious")
     assert main(arguments) == 2
+    assert (tmp_path / "there.json").read_text() == "precious"
     error = capsys.readouterr().err
     assert error.startswith("benchmarks: ")
     assert error.count("\n") == 1

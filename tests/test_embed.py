@@ -165,6 +165,8 @@ def test_fresh_probes_then_a_run_directory(toy_world, tmp_path, capsys):
         (["--choose-by", "gap"], "it needs --clusters auto"),
         (["--test-probes", "0"], "test probes must be at least 1"),
         (["--preset", "nonsense"], "unknown preset"),
+        (["--probe", "psychic"], "a probe is meta or multitask, not 'psychic'"),
+        (["--probe", "multitask", "--algorithm", "pearl"], "a multitask probe is MAML without its inner step"),
     ],
 )
 def test_mistakes_get_one_line(arguments, words, tmp_path, monkeypatch, capsys):
@@ -187,6 +189,46 @@ def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):
         with pytest.raises(SystemExit):
             embed(tmp_path, *arguments)
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--embedding", "latent"], "it needs algorithm pearl"),
+        (["--embedding", "nonsense"], "unknown embedding 'nonsense'"),
+        (["--clusters", "-1"], "clusters is a positive number or 'auto'"),
+        (["--normalisation", "sigmoid"], "embedding reward is one of"),
+        (["--probe-epochs", "-1"], "probe epochs must not be negative"),
+    ],
+)
+def test_mistakes_in_options_of_a_run(options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", *options, "--compilation-cache", "off"])
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1)
+    assert words in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_reach_the_configuration_of_a_run():
+    options = cli.Run(
+        embedding="fisher-diagonal", normalisation="absolute", clusters="auto", linkage="average", probe_epochs=12
+    )
+    config = cli.new_config(options)
+    assert config.embedding == EmbeddingConfig(form="diagonal", reward="absolute", metric="cosine")
+    assert config.clustering == ClusteringConfig("average", "auto")
+    assert (config.probe_epochs, config.single_epochs) == (12, 33)  # the single learner still covers probe and herd
+    assert cli.new_config(cli.Run(preset="paper-maml")).embedding == EmbeddingConfig()  # literal
+    assert cli.new_config(cli.Run(linkage="hdbscan")).clustering.clusters == "auto"
+
+
+def test_going_on_with_another_embedding_is_refused(tmp_path):
+    config = config_module.PRESETS["quick"]
+    write_json(tmp_path / "config.json", config.to_json())
+    assert cli.read_config(cli.Run(out=tmp_path, resume=True, embedding="fisher", clusters=2)) == config
+    with pytest.raises(ValueError, match="embedding and clustering contradict"):
+        cli.read_config(cli.Run(out=tmp_path, resume=True, embedding="transition"))
 
 
 def test_embeddings_that_are_not_finite_cannot_be_clustered(embedded):

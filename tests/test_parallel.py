@@ -161,3 +161,18 @@ def test_rows_are_cut_to_what_a_device_can_hold(monkeypatch):
 def test_learners_per_call_must_be_positive():
     with pytest.raises(ValueError, match="learners per call must be at least 1, not 0"):
         map_learners(lambda x: x, (0,), per_call=0)
+
+
+def test_donated_states_are_taken_whole_or_copied_call_by_call():
+    """A CPU never donates by itself, so it is made to."""
+
+    def run(per_call):
+        program = map_learners(lambda x, y: x + y, (0, None), per_call=per_call, donate=(0,))
+        program._donate = (0,)
+        states = jnp.arange(4.0)
+        np.testing.assert_array_equal(program(states, 1.0), [1, 2, 3, 4])
+        return states.is_deleted()
+
+    assert run(per_call=4)
+    assert not run(per_call=2)
+    assert not run(per_call=3)

@@ -72,11 +72,14 @@ def test_a_stranger_loads_a_trained_herd(tmp_path, monkeypatch, mujoco_env, caps
 
 
 def test_documented_options_and_presets_exist():
-    from tamherd_jax.cli import Run
+    from tamherd_jax.cli import Embed, Evaluate, Report, Run, View
     from tamherd_jax.experiments.config import PRESETS
 
-    options = set(re.findall(r"`--([a-z-]+)", README))
-    assert {name.replace("-", "_") for name in options} <= set(Run.__dataclass_fields__)
+    ours = [section for section in README.split("\n## ") if "python -m benchmarks" not in section]
+    options = set(re.findall(r"`--([a-z-]+)", "".join(ours)))
+    assert {"preset", "log-to", "resume"} <= options
+    fields = {name for command in (Run, Embed, Evaluate, Report, View) for name in command.__dataclass_fields__}
+    assert {name.replace("-", "_") for name in options} <= fields
     assert set(re.findall(r"`--preset ([a-z-]+)`", README)) == set(PRESETS)
 
 

@@ -81,7 +81,7 @@ def test_the_page_is_well_formed_and_loads_nothing(reported):
     for target in re.findall(r'(?:url\(#|href="#)([^)"]+)', text):
         assert target in ids, target
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("svg") == 3 + 4 + 4 + 4  # Figure 2, adaptation of each arm, Figures 3 and 4 of four seeds
+    assert tags.count("svg") == 3 + 3 + 3 + 4 + 4  # Figure 2, its controls, adaptation, Figures 3 and 4 of four seeds
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
 

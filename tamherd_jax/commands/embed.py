@@ -13,7 +13,7 @@ from tamherd_jax.commands import UserError, mistakes_of_the_user
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
 
 PAPER_PANELS = {"maml": ("fisher", "transition", "gradient"), "pearl": ("fisher", "transition", "latent", "gradient")}
-FRESH_ONLY = ("preset", "algorithm", "probe_epochs", "seeds", "first_seed", "physics")
+FRESH_ONLY = ("preset", "algorithm", "probe", "probe_epochs", "seeds", "first_seed", "physics")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Embed(EmbeddingOptions):
     """Settings of fresh probes. By default quick's."""
     algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Meta-learner of fresh probes. By default the preset's."""
+    probe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """How fresh probes learn: meta (the default), or multitask, without the inner step of MAML."""
     probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Epochs of fresh probes; 0 leaves them untrained. By default the preset's."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -102,6 +104,12 @@ def fresh_config(options: Embed) -> Any:
 
     names = ("seeds", "first_seed", "algorithm", "physics", "probe_epochs")
     config = get_preset(preset_name(options.preset, options.algorithm), **{name: getattr(options, name) for name in names})
+    if options.probe not in (None, "meta", "multitask"):
+        raise ValueError(f"a probe is meta or multitask, not {options.probe!r}; --probe-epochs 0 leaves it untrained")
+    if options.probe == "multitask":
+        if config.algorithm != "maml":
+            raise ValueError(f"a multitask probe is MAML without its inner step; there is none of {config.algorithm}")
+        config = dataclasses.replace(config, maml=dataclasses.replace(config.maml, inner_steps=0))
     # Nothing follows the probe, and replay need hold no more than it sees.
     return dataclasses.replace(config, member_epochs=1, single_epochs=max(config.probe_epochs, 1))
 

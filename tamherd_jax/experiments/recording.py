@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tamherd_jax.envs import Locomotion
+from tamherd_jax.envs import Locomotion, Task
 from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.envs.locomotion import locomotion_terms
 from tamherd_jax.experiments.herds import sound_herds, trained_herd
@@ -46,7 +46,7 @@ def _record_task(herd: Herd, name: str) -> dict[str, np.ndarray]:
     chosen = [median_episode(episodes) for episodes in phases(adapted)]
     scale = herd.learner.env.expected_action_scale
     return {
-        "q": np.stack([positions(episode, int(task.body), float(task.direction), scale) for episode in chosen]),
+        "q": np.stack([positions(episode, task, scale) for episode in chosen]),
         "rewards": np.stack([episode.rewards for episode in chosen]),
         "valid": np.stack([episode.valid for episode in chosen]),
         "member": np.asarray(adapted.member),
@@ -67,21 +67,30 @@ def median_episode(episodes: Episodes) -> Episodes:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[order[(len(order) - 1) // 2]], episodes)
 
 
-def positions(episode: Episodes, body: int, direction: float, action_scale: float) -> np.ndarray:
-    """Positions `[T + 1, 9]` over an episode `[T, ...]`, from x = 0; after its end the last ones again.
-
-    Observations lack the distance covered; it follows from the rewards, `x' - x = dt d (r - bonus + cost |a|^2)`.
-    """
-    terms, steps = locomotion_terms(body), int(episode.valid.sum())
+def positions(episode: Episodes, task: Task, action_scale: float) -> np.ndarray:
+    """Positions `[T + 1, 9]` over an episode `[T, ...]` of one task, from x = 0; after its end the last ones again."""
+    terms, steps = locomotion_terms(int(task.body)), int(episode.valid.sum())
     shown = np.concatenate([episode.obs[:steps], episode.next_obs[max(steps - 1, 0) : max(steps, 1)]])[: steps + 1]
-    control = np.clip(episode.actions[:steps] / action_scale, -1.0, 1.0)
-    speed = direction * (episode.rewards[:steps] - terms.alive_bonus + terms.control_cost * np.sum(control**2, axis=1))
     q = np.zeros((len(episode.valid) + 1, NQ), np.float32)
-    q[1 : steps + 1, 0] = np.cumsum(speed * terms.dt)
+    q[1 : steps + 1, 0] = np.cumsum(_speeds(episode, task, action_scale)[:steps] * terms.dt)
     q[: steps + 1, 1:] = shown[:, : NQ - 1]
     q[: steps + 1, 1] -= terms.rest_height
     q[steps + 1 :] = q[steps]
     return q
+
+
+def _speeds(episode: Episodes, task: Task, action_scale: float) -> np.ndarray:
+    """`[T]` mean speed over each step (m/s), which observations lack but rewards tell: `d v = r - bonus + cost |a|^2`."""
+    terms, direction = locomotion_terms(int(task.body)), float(task.direction)
+    control = np.clip(episode.actions / action_scale, -1.0, 1.0)
+    progress = episode.rewards - terms.alive_bonus + terms.control_cost * np.sum(control**2, axis=-1)
+    if task.target is None:
+        return np.asarray(direction * progress)
+    # The reward is `-abs(d v - target)`: of the two speeds, the one nearer to the velocity seen at both ends of the step.
+    # Close to the target it may be the wrong one, which moves the drawing by centimetres.
+    slower, faster = (direction * (float(task.target) + sign * progress) for sign in (1.0, -1.0))
+    seen = (episode.obs[:, NQ - 1] + episode.next_obs[:, NQ - 1]) / 2
+    return np.where(np.abs(slower - seen) < np.abs(faster - seen), slower, faster)
 
 
 def write_episodes(experiment: Experiment, directory: Path) -> None:

@@ -155,6 +155,7 @@ def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index
     tasks = np.asarray(experiment.embedded_index)
     modes = task_set.modes[tasks]
     share = curves["herd/share"][index, :, :, : clusters.k]  # [E, N, K], of the repeats of a meta-test
+    margin = float(curves["herd/margin"][index].mean())
     repeats = experiment.config.test_repeats
     counts = {
         name: [int(np.sum((tasks == n) & (clusters.labels == k))) for k in range(clusters.k)]
@@ -169,9 +170,13 @@ def cluster_summary(experiment: Experiment, curves: dict[str, np.ndarray], index
         "tasks_in_cluster": counts,
         "adjusted_rand_index_bodies": clustering.adjusted_rand(clusters.labels, modes),
         "purity_bodies": clustering.purity(clusters.labels, modes),
+        "adjusted_rand_index_tasks": clustering.adjusted_rand(clusters.labels, tasks),
         "silhouette": {str(k): float(v) for k, v in clusters.scores["silhouette"].items()},
+        "scores": {name: {str(k): float(v) for k, v in values.items()} for name, values in clusters.scores.items()},
         "reward_guard_rate": float(np.mean(experiment.embedded.features.guard[index])),
         "assignment_accuracy": float(np.mean(np.sum(share * (majority == task_set.modes[:, None]), -1))),
+        "assignment_confidence": float(curves["herd/confidence"][index].mean()),
+        "assignment_margin": margin if np.isfinite(margin) else None,  # there is none between one cluster and itself
         "assigned_to": {
             name: [round(float(times) * repeats) for times in share[:, n].sum(0)] for n, name in enumerate(task_set.task_names)
         },

@@ -176,19 +176,21 @@ class Experiment:
         }
         return [make[name]() for name in make if name in self.config.controls]
 
-    def check_memory(self) -> None:
+    def check_memory(self, stages: tuple[str, ...] = (PROBE, MEMBERS)) -> None:
         """Refuse learners whose replay does not fit into memory; `run` does so before anything is allocated.
+
+        Args:
+          stages: that are to be run.
 
         Raises:
           ValueError: in one line that says what to change.
         """
         if not isinstance(self.single, ReplayLearner):
             return
-        trained = [arm for arm in self.arms.values() if arm.trains]
-        at_once = max(sum(arm.size for arm in trained if stage in arm.stages) for stage in (PROBE, MEMBERS))
+        rows = [sum(arm.size for arm in self.arms.values() if arm.trains and stage in arm.stages) for stage in stages]
         # One device keeps all learners and a second copy of those in training; of several, each holds a call's, old and new.
         alone = len(self.devices) == 1 or self.devices[0].platform == "cpu"
-        self.single.check_memory(len(self.seeds) * (sum(arm.size for arm in trained) + at_once) if alone else 2)
+        self.single.check_memory(len(self.seeds) * (sum(rows) + max(rows)) if alone else 2)
 
     @property
     def budget(self) -> Budget:
@@ -222,7 +224,12 @@ class Experiment:
         yield from self._train_and_test(SINGLE, self.config.probe_epochs)
 
     def train_probes(self) -> Iterator[Progress]:
-        """The first stage alone; afterwards `states["probe"]` `[S, ...]` are the probes."""
+        """The first stage alone; afterwards `states["probe"]` `[S, ...]` are the probes.
+
+        Raises:
+          ValueError: see `check_memory`.
+        """
+        self.check_memory((PROBE,))
         yield from self._train_and_test(PROBE, 0)
         if "probe" not in self.states:
             trained = self.states["single"] if self.config.probe_epochs else self._init(self.arms["single"])
@@ -570,7 +577,8 @@ class Experiment:
         membership = np.stack([np.eye(self.members, dtype=np.float32)[c.labels] for c in found.clusters])
         keys = self._keys("assign")
         assignment, steps = self._assign_program(keys, np.uint32(epoch), found.probe, found.embedded, membership)
-        self._record(arm, confidence=self._by_task(np.asarray(assignment.confidence)), assign_steps=steps)
+        sure = {name: self._by_task(np.asarray(getattr(assignment, name))) for name in ("confidence", "margin")}
+        self._record(arm, **sure, assign_steps=steps)
         return np.asarray(assignment.nearest)
 
 

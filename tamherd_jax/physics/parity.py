@@ -1,6 +1,6 @@
 """How exact is a physics backend? States of every kind a body gets into, MuJoCo C's converged answer, and the error.
 
-Used by the tests (few states) and by `python -m benchmarks.physics` (thousands).
+Used by the tests (few states) and by `python -m benchmarks.physics_accuracy` (thousands).
 """
 
 import copy

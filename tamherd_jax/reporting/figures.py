@@ -50,8 +50,19 @@ def arm_style(results: dict[str, Any], arm: str) -> dict[str, Any]:
     return {"color": COLOURS[2 + controls.index(arm) % (len(COLOURS) - 2)], "linestyle": "--"}
 
 
-def curve_panels(results: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, Draw]:
-    """Figure 2, a panel for all tasks and one per body: title to what draws it.
+def paper_arms(results: dict[str, Any]) -> list[str]:
+    """The arms of Figure 2."""
+    return [arm for arm in arms(results) if arm in KNOWN_ARMS]
+
+
+def control_arms(results: dict[str, Any]) -> list[str]:
+    """The herd and its controls; empty without any."""
+    controls = [arm for arm in arms(results) if arm not in KNOWN_ARMS]
+    return ["herd", *controls] if controls else []
+
+
+def curve_panels(results: dict[str, Any], curves: dict[str, np.ndarray], shown: list[str]) -> dict[str, Draw]:
+    """Figure 2 of some arms, a panel for all tasks and one per body: title to what draws it.
 
     Meta-test return after adaptation against all environment steps, mean and one standard deviation over the seeds that count.
     The herd's curve is the single learner's while the probe trains; the oracle is not charged for a probe (spec 4.7).
@@ -59,7 +70,7 @@ def curve_panels(results: dict[str, Any], curves: dict[str, np.ndarray]) -> dict
 
     def draw(body: str | None) -> Draw:
         def on(axis):
-            for arm in arms(results):
+            for arm in shown:
                 steps, returns = arm_curve(results, curves, arm, body)
                 if not len(returns):
                     continue
@@ -77,8 +88,14 @@ def curve_panels(results: dict[str, Any], curves: dict[str, np.ndarray]) -> dict
 
 
 def learning_curves(results: dict[str, Any], curves: dict[str, np.ndarray], path: Path) -> None:
-    """Figure 2 as a PNG file: `curve_panels` side by side."""
-    _save_row(curve_panels(results, curves), path, height=3.8)
+    """Figure 2 as a PNG file: `curve_panels` of the paper's arms side by side."""
+    _save_row(curve_panels(results, curves, paper_arms(results)), path, height=3.8)
+
+
+def control_curves(results: dict[str, Any], curves: dict[str, np.ndarray], path: Path) -> None:
+    """The herd against its controls as a PNG file; none without controls."""
+    if shown := control_arms(results):
+        _save_row(curve_panels(results, curves, shown), path, height=3.8)
 
 
 def adaptation_panel(results: dict[str, Any], curves: dict[str, np.ndarray], arm: str) -> Draw:

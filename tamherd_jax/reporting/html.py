@@ -14,7 +14,7 @@ import jinja2
 
 from tamherd_jax.reporting import figures, paper, statistics, views
 from tamherd_jax.reporting.animation import player_data
-from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms
+from tamherd_jax.reporting.run_files import RunFiles, arm_title
 from tamherd_jax.reporting.tables import interval, number
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -56,6 +56,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         versions=versions(results),
         command=f"tamherd report {shlex.quote(str(run.directory))}",
         report_script=(TEMPLATES / "report.js").read_text(),
+        embedding_text=", ".join(f"{name} {value}" for name, value in results["config"].get("embedding", {}).items()),
         **drawings(run),
         **player(run),
     )
@@ -71,14 +72,13 @@ def render(template: str, **values: Any) -> str:
 def drawings(run: RunFiles) -> dict[str, Any]:
     """All figures of the report."""
     results, curves = run.results, run.curves
-    panels = figures.curve_panels(results, curves)
+    main, controls = figures.paper_arms(results), figures.control_arms(results)
+    adaptation = {arm_title(results, arm): figures.adaptation_panel(results, curves, arm) for arm in main}
+    control_panels = figures.curve_panels(results, curves, controls) if controls else {}
     return {
-        "curve_figures": _svgs("curves", panels, "learning curves"),
-        "adaptation_figures": _svgs(
-            "adaptation",
-            {arm_title(results, arm): figures.adaptation_panel(results, curves, arm) for arm in arms(results)},
-            "before and after adaptation",
-        ),
+        "curve_figures": _svgs("curves", figures.curve_panels(results, curves, main), "learning curves"),
+        "control_figures": _svgs("controls", control_panels, "learning curves of controls"),
+        "adaptation_figures": _svgs("adaptation", adaptation, "before and after adaptation"),
         "pca_figures": _svgs("pca", figures.embedding_panels(results, run.embeddings), "embedded tasks, PCA"),
         "tsne_figures": _svgs(
             "tsne", figures.embedding_panels(results, run.embeddings, projection="tsne"), "embedded tasks, t-SNE"
@@ -126,7 +126,11 @@ def script_json(data: Any) -> str:
 def subtitle(results: dict[str, Any]) -> str:
     """Seeds, epochs, physics and device in a line."""
     c = results["config"]
-    parts = [f"{c.get('algorithm', 'maml').upper()}", views.seeds_text(c["seeds"]), f"{c['member_epochs']} epochs"]
+    parts = [
+        f"{c.get('algorithm', 'maml').upper()}",
+        views.seeds_text(c["seeds"]),
+        f"{c['member_epochs']} epoch{'s' * (c['member_epochs'] != 1)}",
+    ]
     return " · ".join([*parts, f"physics {results['physics']}", f"device {results['device']}"])
 
 

@@ -31,11 +31,13 @@ AMBIGUITIES = (
     ),
     (
         "reward weight `r / max r`",
-        "literal; where the largest reward is at most 5% of the largest magnitude, `r / max abs(r)`, and how often is reported",
+        "literal in the paper's presets; where the largest reward is at most 5% of the largest magnitude, `r / max abs(r)`, "
+        "and how often is reported; none in `quick`, which finds the bodies",
     ),
     (
         "clustering",
-        "Ward linkage on exact coordinates, K = 2; 40 training draws; centroids are means; nearest by Frobenius distance",
+        "Ward linkage on exact coordinates, K = 2; 40 training draws; centroids are means; Frobenius distance in the paper's "
+        "presets, of matrices scaled to unit norm in `quick`",
     ),
     ("test budget", "single and oracle learners explore 10 episodes; the herd 2 with the probe and 8 with the member"),
     ("steps", "the herd's curve starts after the probe's and the embedding's steps; the oracle is not charged for a probe"),

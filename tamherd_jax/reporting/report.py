@@ -31,6 +31,7 @@ def write_report(run: RunFiles, analysis: statistics.Analysis) -> Path:
     """
     results, where = run.results, run.directory
     figures.learning_curves(results, run.curves, where / "figures" / "learning_curves.png")
+    figures.control_curves(results, run.curves, where / "figures" / "controls.png")
     figures.embedding_map(results, run.embeddings, where / "figures" / "embeddings.png")
     write_rows_csv(results, where / "rows.csv")
     write_curves_csv(run, where / "curves.csv")

@@ -47,30 +47,41 @@ def paper_value(results: dict[str, Any], arm: str, body: str | None) -> float | 
 
 
 def returns_table(results: dict[str, Any], statistic: str = "best", summaries: list[ArmSummary] | None = None) -> Table:
-    """Returns after adaptation per body and arm, with 95% intervals where there are seeds for them.
+    """Returns after adaptation per arm and body, with 95% intervals where there are seeds for them.
 
-    `best` is the paper's statistic, median over seeds of the best epoch, with the paper's number (10 seeds) under
-    each; `last5` the interquartile mean over seeds of the mean of the last five epochs.
+    `best` is the paper's statistic, median over seeds of the best epoch, with the paper's number (10 seeds) under each, in its
+    layout; `last5` the interquartile mean over seeds of the mean of the last five epochs.
     """
-    what = {
-        "best": "best epoch, median of {}",
-        "last5": "mean of the last five epochs, interquartile mean of {}",
-    }[statistic]
+    what = {"best": "best epoch, median", "last5": "mean of the last five epochs, interquartile mean"}[statistic]
     count = results["config"]["seeds"]
-    title = f"Return after adaptation, {what.format(f'{count} seed' + 's' * (count > 1))}"
+    title = f"Return after adaptation, {what} of {count} seed{'s' * (count > 1)}"
+    cells = {(s.arm, s.body): _returns_cell(results, s, statistic) for s in summaries or summarize(results)}
+    bodies = [*results["task_set"]["bodies"], None]
     table = Table(title=title, caption=left_out_text(results))
-    table.add_column("Body")
-    for arm in arms(results):
-        table.add_column(arm_title(results, arm), justify="right")
-    cells: dict[str | None, list[str]] = {}
-    for summary in summaries or summarize(results):
-        ours = summary.best if statistic == "best" else summary.last5_iqm
-        theirs = paper_value(results, summary.arm, summary.body) if statistic == "best" else None
-        lines = [number(ours.value), interval(ours), "" if theirs is None else f"paper {theirs:.1f}"]
-        cells.setdefault(summary.body, []).append("\n".join(line for line in lines if line))
-    for body, row in cells.items():
-        table.add_row(body_name(body), *row, style="bold" if body is None else None)
+    if statistic == "best":
+        shown = [arm for arm in arms(results) if paper_value(results, arm, None) is not None] or arms(results)
+        _fill(table, "Body", [arm_title(results, arm) for arm in shown])
+        for body in bodies:
+            style = "bold" if body is None else None
+            table.add_row(body_name(body), *[cells[arm, body] for arm in shown], style=style)
+    else:
+        _fill(table, "Arm", [body_name(body) for body in bodies])
+        for arm in arms(results):
+            table.add_row(arm_title(results, arm), *[cells[arm, body] for body in bodies])
     return table
+
+
+def _fill(table: Table, first: str, others: list[str]) -> None:
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+
+
+def _returns_cell(results: dict[str, Any], summary: ArmSummary, statistic: str) -> str:
+    ours = summary.best if statistic == "best" else summary.last5_iqm
+    theirs = paper_value(results, summary.arm, summary.body) if statistic == "best" else None
+    lines = [number(ours.value), interval(ours), "" if theirs is None else f"paper {theirs:.1f}"]
+    return "\n".join(line for line in lines if line)
 
 
 def comparison_table(comparisons: list[Comparison]) -> Table:
@@ -121,9 +132,7 @@ def clusters_table(results: dict[str, Any], most: int = 20) -> Table:
 def ledger_table(results: dict[str, Any]) -> Table:
     """Environment steps a seed: the budget and the mean really taken."""
     table = Table(title="Environment steps a seed (one step = one action)")
-    table.add_column("")
-    for name in results["ledger"]["budget"]:
-        table.add_column(name, justify="right")
-    table.add_row("budget", *[f"{value:,}" for value in results["ledger"]["budget"].values()])
-    table.add_row("taken", *[f"{np.mean(value):,.0f}" for value in results["ledger"]["taken"].values()])
+    _fill(table, "", ["budget", "taken"])
+    for name, budget in results["ledger"]["budget"].items():
+        table.add_row(name, f"{budget:,}", f"{np.mean(results['ledger']['taken'][name]):,.0f}")
     return table

@@ -71,7 +71,7 @@ def paper_table(results: dict[str, Any], summaries: list[ArmSummary]) -> TableVi
         if theirs is None or not np.isfinite(ours.value):
             return base
         mark = "" if ours.low is None or theirs in ours else "good" if ours.value > theirs else "bad"
-        return Cell(base.text, (*base.small, f"paper {theirs:.1f} ({fixed(ours.value - theirs, sign=True)})"), mark)
+        return Cell(base.text, (*base.small, f"paper {theirs:.1f}", f"({fixed(ours.value - theirs, sign=True)})"), mark)
 
     bodies = [*results["task_set"]["bodies"], None]
     cells = {(s.arm, s.body): cell(s) for s in summaries}

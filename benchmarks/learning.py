@@ -1,0 +1,94 @@
+"""How one MAML learner's returns grow under other settings: `python -m benchmarks.learning --body cheetah --max-kl 0.05`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import tyro
+
+from tamherd_jax.envs import Locomotion, ml2
+from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
+
+WINDOW = 10  # epochs that a line is the mean of
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """Train one learner and print its training returns, means of ten epochs, as CSV."""
+
+    body: Literal["cheetah", "walker", "both"] = "cheetah"
+    """Whose tasks it trains on: those of an oracle's learner, or all four."""
+    epochs: int = 60
+    """Of `2 meta_batch_size x 10 x 100` environment steps."""
+    meta_batch_size: int = 20
+    """M, tasks an epoch."""
+    max_kl: float = 0.01
+    """Radius of the trust region."""
+    action_scale: float = 10.0
+    """Motors get `clip(a / scale, -1, 1)`."""
+    inner_step_size: float = 0.1
+    """Of the adaptation step."""
+    physics: str = "planar"
+    """Backend."""
+    seed: int = 0
+    """Of the random numbers."""
+    into: Path | None = None
+    """A CSV file to append to, beside printing."""
+
+
+def rows(options: Learning) -> Iterator[list[object]]:
+    """Settings, epoch, task, mean return before and after adaptation."""
+    config = MAMLConfig(inner_step_size=options.inner_step_size, trpo=TRPOConfig(max_kl=options.max_kl))
+    learner = MAML(Locomotion(options.physics, options.action_scale), options.meta_batch_size, config)
+    tasks, key = ml2(), jax.random.key(options.seed)
+    weights = np.array([options.body in (tasks.mode_names[mode], "both") for mode in tasks.modes], np.float32)
+    epoch, state = jax.jit(learner.train_epoch), learner.init(key)
+    window: list[tuple[np.ndarray, np.ndarray]] = []
+    settings = [getattr(options, field) for field in SETTINGS]
+    for number in range(1, options.epochs + 1):
+        state, metrics = epoch(jax.random.fold_in(key, number), state, tasks.tasks, weights)
+        window.append((np.asarray(metrics.before), np.asarray(metrics.after)))
+        if number % WINDOW == 0:
+            before, after = np.mean(window, 0)
+            for index in np.flatnonzero(weights):
+                yield [
+                    *settings,
+                    number,
+                    tasks.task_names[index],
+                    round(float(before[index]), 1),
+                    round(float(after[index]), 1),
+                ]
+            window.clear()
+
+
+SETTINGS = ("body", "meta_batch_size", "max_kl", "action_scale", "inner_step_size", "physics", "seed")
+COLUMNS = (*SETTINGS, "epoch", "task", "before", "after")
+
+
+def main() -> None:
+    """Print and append a row as soon as it is there."""
+    options = tyro.cli(Learning)
+    writers = [csv.writer(sys.stdout)]
+    file = options.into.open("a", newline="") if options.into else None
+    if file:
+        writers.append(csv.writer(file))
+    if file is None or not file.tell():
+        for writer in writers:
+            writer.writerow(COLUMNS)
+    for row in rows(options):
+        for writer in writers:
+            writer.writerow(row)
+        sys.stdout.flush()
+    if file:
+        file.close()
+
+
+if __name__ == "__main__":
+    main()
