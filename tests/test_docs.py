@@ -36,6 +36,8 @@ def test_the_guide_to_the_kernels_learns_sine_waves(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:JAXopt is no longer:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:brax")  # Brax 0.14 on the MJX of this year
 def test_the_guide_to_environments_trains_ants(capsys):
     names = run_blocks("environments")
     assert names["tasks"].task_names == ("east", "north", "west", "south")

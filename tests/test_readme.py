@@ -49,6 +49,7 @@ def test_a_stranger_adapts_a_flax_module():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:brax")  # Brax 0.14 on the MJX of this year
 def test_a_stranger_turns_a_brax_environment_into_a_task_set():
     names = run(0, 1)
     assert names["tasks"].task_names == ("east", "north", "west", "south")

@@ -42,7 +42,7 @@ def evaluate(options: Evaluate) -> None:
     adapted = herd.adapt(jax.random.fold_in(jax.random.key(herd.seed), herd.task_set.index(options.task)), options.task)
     console = Console(highlight=False)
     for line in describe(herd, options.task, adapted):
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def find_herd(directory: Path, seed: int | None, episodes: int | None = None) -> Any:
