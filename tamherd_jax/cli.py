@@ -39,6 +39,8 @@ class Run(EmbeddingOptions):
     """The meta-learner: maml or pearl, by default the preset's. With pearl the default preset is quick-pearl."""
     epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Epochs of every herd member and oracle learner; the single learner's follow. By default the preset's."""
+    epochs_per_call: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Training epochs that one call of the compiled program runs. By default 1; more spare an accelerator the host's pauses."""
     controls: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
     """Further arms: all, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe, double-gradient,
     with commas between them. By default none."""
@@ -205,6 +207,7 @@ def new_config(options: Run) -> Any:
         "embedding": options.embedding_config(options.embedding, preset.embedding),
         "clustering": options.clustering(preset.clustering),
         "probe_epochs": options.probe_epochs,
+        "epochs_per_call": options.epochs_per_call,
     }
     return get_preset(name, member_epochs=options.epochs, physics=options.physics, tasks=options.tasks, **overrides)
 
@@ -229,7 +232,8 @@ def read_config(options: Run) -> Any:
     fields = {"epochs": "member_epochs"}
     named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
     named["controls"] = parse_controls(options.controls, config.algorithm)
-    for name in ("preset", "seeds", "first_seed", "algorithm", "epochs", "tasks", "physics", "controls", "probe_epochs"):
+    names = ("preset", "seeds", "first_seed", "algorithm", "epochs", "epochs_per_call", "tasks", "physics", "probe_epochs")
+    for name in (*names, "controls"):
         asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")

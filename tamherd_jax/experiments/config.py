@@ -47,6 +47,8 @@ class ExperimentConfig:
       explore_episodes: exploration episodes of a single or oracle learner; a herd member explores with what the probe left.
       test_episodes: episodes that measure an adapted policy.
       test_repeats: R, independent repeats of a meta-test: probe, assignment, exploration, adaptation and test episodes.
+      epochs_per_call: training epochs that one call of a compiled program runs; the host sees, and checkpoints, their ends.
+        XLA may round a loop of epochs otherwise than one alone.
       controls: further arms, of `CONTROLS`.
       embedding, clustering, maml, pearl: settings of the parts.
     """
@@ -68,6 +70,7 @@ class ExperimentConfig:
     explore_episodes: int = 10
     test_episodes: int = 10
     test_repeats: int = 1
+    epochs_per_call: int = 1
     controls: tuple[str, ...] = ()
     embedding: EmbeddingConfig = EmbeddingConfig()
     clustering: ClusteringConfig = ClusteringConfig()
@@ -81,7 +84,7 @@ class ExperimentConfig:
           ValueError: naming the first field at fault.
         """
         positive = ("seeds", "member_epochs", "draws_per_task", "embedding_episodes", "test_episodes")
-        for name in (*positive, "test_repeats"):
+        for name in (*positive, "test_repeats", "epochs_per_call"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
         for name in ("first_seed", "probe_epochs"):

@@ -19,7 +19,7 @@ from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
-from tamherd_jax.herd.learner import EpochMetrics, ReplayLearner
+from tamherd_jax.herd.learner import ReplayLearner
 from tamherd_jax.parallel import concatenate, map_learners
 
 _ROLES = (
@@ -98,6 +98,7 @@ class Experiment:
         self.embedded: EmbeddedTasks
         self.cluster_failures: dict[int, str] = {}
         self.states: dict[str, Any] = {}
+        self._trail: dict[str, Any] = {}  # what to test of the epochs of the last call, `[S, A, E, ...]`
         self.done = dict.fromkeys(STAGES, 0)
 
     @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
@@ -248,25 +249,28 @@ class Experiment:
     def _train_and_test(self, stage: str, before: int) -> Iterator[Progress]:
         """The epochs of a stage that are not done yet; its learners had `before` epochs in earlier stages."""
         arms = [arm for arm in self.arms.values() if stage in arm.stages]
-        for epoch in range(self.done[stage] + 1, self.epochs(stage) + 1):
+        while self.done[stage] < self.epochs(stage):
+            count = min(self.config.epochs_per_call, self.epochs(stage) - self.done[stage])
+            epochs = before + self.done[stage] + np.arange(1, count + 1)
             whole = [arm for arm in arms if arm.trains and not arm.grouped]
             for learner in dict.fromkeys(arm.learner for arm in whole):
-                self._train(learner, [arm for arm in whole if arm.learner is learner], before + epoch)
+                self._train(learner, [arm for arm in whole if arm.learner is learner], epochs)
             for arm in (arm for arm in arms if arm.trains and arm.grouped):
-                self._train_grouped(arm, before + epoch)
-            for arm in arms:
-                self._test(arm, before + epoch)
-            yield self._progress(stage, epoch, arms)
+                self._train_grouped(arm, epochs)
+            for index, epoch in enumerate(epochs):
+                for arm in arms:
+                    self._test(arm, int(epoch), index)
+            yield self._progress(stage, count, arms)
 
-    def _progress(self, stage: str, epoch: int, arms: list[Arm]) -> Progress:
-        """Progress of the epoch just recorded for some arms."""
-        self.done[stage] = epoch
-        latest = {name: values[-1] for name, values in self.curves.items()}
-        taken = [latest.get(f"{arm.name}/{kind}", np.zeros(())) for arm in arms for kind in ("steps", "test_steps")]
-        notes = tuple(line for arm in arms if arm.trains for line in self._new_faults(arm.name))
-        returns = {arm.name: latest[f"{arm.name}/after"] for arm in arms}
-        work = len(self.seeds) * sum(map(self._epoch_work, arms))
-        return Progress(stage, epoch, self.epochs(stage), returns, sum(int(x.sum()) for x in taken), work, notes)
+    def _progress(self, stage: str, count: int, arms: list[Arm]) -> Progress:
+        """Progress of the epochs just recorded for some arms, `count` of them."""
+        self.done[stage] += count
+        curves = (self.curves.get(f"{arm.name}/{kind}", []) for arm in arms for kind in ("steps", "test_steps"))
+        steps = sum(int(values.sum()) for curve in curves for values in curve[-count:])
+        notes = tuple(line for arm in arms if arm.trains for line in self._new_faults(arm.name, count))
+        returns = {arm.name: self.curves[f"{arm.name}/after"][-1] for arm in arms}
+        work = count * len(self.seeds) * sum(map(self._epoch_work, arms))
+        return Progress(stage, self.done[stage], self.epochs(stage), returns, steps, work, notes)
 
     @property
     def total_work(self) -> int:
@@ -406,7 +410,22 @@ class Experiment:
 
     @functools.cache  # noqa: B019 (an Experiment lives as long as its process)
     def _train_program(self, learner: Any) -> Any:
-        """Compiled training epoch for the flat axis of L = S A learners; one with a fault stays as it was."""
+        """Compiled training epochs for the flat axis of L = S A learners; one with a fault stays as it was.
+
+        E epochs `[E]` a call: the last state, and after each epoch the snapshot for its test, metrics and fault, `[E, ...]`.
+        """
+
+        def train(row_key, epochs, state, tasks, weights, fault):
+            def step(carry, number):
+                state, metrics, fault = epoch(row_key, number, carry[0], tasks, weights, carry[1])
+                return (state, fault), (self.snapshot(state), metrics, fault)
+
+            if epochs.shape[0] > 1:
+                (state, _), trail = jax.lax.scan(step, (state, fault), epochs)
+            else:  # a loop of one would only cost compilation
+                (state, _), trail = step((state, fault), epochs[0])
+                trail = jax.tree.map(lambda leaf: leaf[None], trail)
+            return state, trail
 
         def epoch(row_key, epoch, state, tasks, weights, fault):
             new, metrics = learner.train_epoch(jax.random.fold_in(row_key, epoch), state, tasks, weights)
@@ -418,11 +437,11 @@ class Experiment:
 
             return jax.tree.map(keep, self.snapshot(new), state, new, is_leaf=lambda part: part is None), metrics, fault
 
-        return self._map(epoch, in_axes=(0, None, 0, None, 0, 0), donate=(2,))
+        return self._map(train, in_axes=(0, None, 0, None, 0, 0), donate=(2,))
 
-    def _train(self, learner: Any, arms: list[Arm], epoch: int) -> None:
-        """One epoch of all arms of a learner in one call; records their metrics."""
-        if epoch == 1:
+    def _train(self, learner: Any, arms: list[Arm], epochs: np.ndarray) -> None:
+        """Some epochs `[E]` of all arms of a learner in one call; records their metrics."""
+        if epochs[0] == 1:
             self.states |= {arm.name: self._init(arm) for arm in arms}
         popped = [self.states.pop(arm.name) for arm in arms]  # so that no second reference keeps old replay alive
         states = jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *popped)
@@ -430,54 +449,60 @@ class Experiment:
         keys = _flatten(jnp.concatenate([self._row_keys(arm.role, arm.size) for arm in arms], 1))
         weights = _flatten(np.concatenate([arm.weights() for arm in arms], 1))
         faults = _flatten(np.concatenate([self.faults(arm.name, arm.size) for arm in arms], 1))
-        out = self._train_rows(learner, keys, states, weights, faults, epoch)
+        out = self._train_rows(learner, keys, states, weights, faults, epochs)
         del states
         self._take_rows(arms, *out)
 
-    def _train_grouped(self, arm: Arm, epoch: int) -> None:
-        """One epoch of a herd whose seeds have different numbers of members: those with as many share a program.
+    def _train_grouped(self, arm: Arm, epochs: np.ndarray) -> None:
+        """Some epochs `[E]` of a herd whose seeds have different numbers of members: those with as many share a program.
 
         A seed's rows beyond its members are never trained: they take no steps, and their returns and diagnostics are NaN.
         """
-        if epoch == 1:
+        if epochs[0] == 1:
             self.states[arm.name] = self._init(arm)
         keys, weights, counts = self._row_keys(arm.role, arm.size), arm.weights(), self.member_counts(arm.name)
-        states, faults, metrics = self.states.pop(arm.name), self.faults(arm.name, arm.size), None
+        states, faults, trail = self.states.pop(arm.name), self.faults(arm.name, arm.size), None
         for count in map(int, np.unique(counts)):
             rows = np.ix_(np.flatnonzero(counts == count), np.arange(count))
             pick = functools.partial(jax.tree.map, lambda leaf, rows=rows: _flatten(leaf[rows]))
-            out = self._train_rows(self.learner_of(count), pick(keys), pick(states), pick(weights), pick(faults), epoch)
-            metrics = _unmeasured(out[1], counts.size, arm.size) if metrics is None else metrics
-            states, metrics, faults = (
+            out = self._train_rows(self.learner_of(count), pick(keys), pick(states), pick(weights), pick(faults), epochs)
+            trail = _untrained(out[1], counts.size, arm.size) if trail is None else trail
+            states, trail = (
                 jax.tree.map(lambda whole, part, rows=rows: _put(whole, rows, part), *pair)
-                for pair in zip((states, metrics, faults), out, strict=True)
+                for pair in zip((states, trail), out, strict=True)
             )
-        self._take_rows([arm], *jax.tree.map(_flatten, (states, metrics, faults)))
+        self._take_rows([arm], *jax.tree.map(_flatten, (states, trail)))
 
-    def _train_rows(self, learner: Any, keys: Any, states: Any, weights: Any, faults: Any, epoch: int) -> tuple[Any, Any, Any]:
-        """States, metrics and faults of the flat axis of L learners after one more epoch; the first includes preparation."""
+    def _train_rows(
+        self, learner: Any, keys: Any, states: Any, weights: Any, faults: Any, epochs: np.ndarray
+    ) -> tuple[Any, Any]:
+        """States of the flat axis of L learners after E more epochs, and their trail of snapshots, metrics and faults
+        `[L, E, ...]`; the first epoch includes preparation.
+        """
         tasks, prepared = self.task_set.tasks, None
-        if epoch == 1 and isinstance(learner, ReplayLearner):
+        if epochs[0] == 1 and isinstance(learner, ReplayLearner):
             states, prepared = self._prepare_program(keys, states, tasks, weights)
-        states, metrics, faults = self._train_program(learner)(keys, np.uint32(epoch), states, tasks, weights, faults)
+        states, trail = self._train_program(learner)(keys, epochs.astype(np.uint32), states, tasks, weights, faults)
         if prepared is not None:
-            metrics = dataclasses.replace(
-                metrics, steps=metrics.steps + prepared.steps, nonfinite=metrics.nonfinite + prepared.nonfinite
-            )
-        return states, metrics, faults
+            snapshots, metrics, faults = trail
+            more = {name: _add_to_first(getattr(metrics, name), getattr(prepared, name)) for name in ("steps", "nonfinite")}
+            trail = snapshots, dataclasses.replace(metrics, **more), faults
+        return states, trail
 
     def _take_rows(self, arms: list[Arm], *flat: Any) -> None:
-        """Hand each arm its rows `[S, A, ...]` of an epoch's states, metrics and faults `[L, ...]`."""
+        """Hand each arm its rows `[S, A, ...]` of states `[L, ...]` and of the trail of epochs `[L, E, ...]`."""
         seeds, learners, stop = len(self.seeds), sum(arm.size for arm in arms), 0
         for arm in arms:
             start, stop = stop, stop + arm.size
-            states, metrics, faults = jax.tree.map(
+            states, (snapshots, metrics, faults) = jax.tree.map(
                 lambda leaf, rows=slice(start, stop): leaf.reshape(seeds, learners, *leaf.shape[1:])[:, rows], flat
             )
-            self.states[arm.name] = states
-            own = jax.tree.map(np.asarray, metrics)
-            self._record(arm.name, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
-            self._record(arm.name, fault=faults, **own.diagnostics)
+            self.states[arm.name], self._trail[arm.name] = states, snapshots
+            metrics, faults = jax.tree.map(np.asarray, (metrics, faults))
+            for index in range(faults.shape[2]):
+                own = jax.tree.map(lambda leaf, index=index: leaf[:, :, index], metrics)
+                self._record(arm.name, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
+                self._record(arm.name, fault=faults[:, :, index], **own.diagnostics)
 
     def _record(self, arm: str, **values: Any) -> None:
         for name, value in values.items():
@@ -495,14 +520,15 @@ class Experiment:
         leaves, _ = jax.tree_util.tree_flatten_with_path(state)
         return [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if _is_float(leaf)]
 
-    def _new_faults(self, arm: str) -> list[str]:
-        """A line for each learner frozen in the epoch just recorded."""
-        recorded = self.curves[f"{arm}/fault"]
-        new = (recorded[-1] >= 0) & (recorded[-2] < 0 if len(recorded) > 1 else True)
+    def _new_faults(self, arm: str, count: int) -> list[str]:
+        """A line for each learner frozen in the last `count` epochs recorded."""
+        recorded = np.stack([np.full_like(self.curves[f"{arm}/fault"][0], -1), *self.curves[f"{arm}/fault"]])
+        new = (recorded[1:] >= 0) & (recorded[:-1] < 0)
         return [
-            f"seed {self.seeds[s]}: learner {a} of {arm} frozen at its epoch {len(recorded)}: "
-            f"{self.float_leaves[recorded[-1][s, a]]} is not finite; it is left out of the statistics"
-            for s, a in np.argwhere(new)
+            f"seed {self.seeds[s]}: learner {a} of {arm} frozen at its epoch {epoch + 1}: "
+            f"{self.float_leaves[recorded[epoch + 1, s, a]]} is not finite; it is left out of the statistics"
+            for epoch, s, a in np.argwhere(new)
+            if epoch >= len(new) - count
         ]
 
     # Meta-test -------------------------------------------------------------------------------------------------------
@@ -528,11 +554,14 @@ class Experiment:
 
         return self._map(test, in_axes=(0, None, 0))
 
-    def _test(self, arm: Arm, epoch: int) -> None:
-        """Meta-test every task with the learner of the arm that it is given to; records the returns."""
+    def _test(self, arm: Arm, epoch: int, index: int) -> None:
+        """Meta-test every task with the learner of the arm that it is given to; records the returns.
+
+        The learners are those after `epoch`, the `index`-th of the epochs just trained.
+        """
         # Every test task's learner is picked out here, so that arms of any number of learners share one program.
         seed, member = np.arange(len(self.seeds))[:, None], np.asarray(arm.assign(epoch))
-        states = jax.tree.map(lambda leaf: leaf[seed, member], self.snapshot(self.states[arm.source]))
+        states = jax.tree.map(lambda leaf: leaf[seed, member, index], self._trail[arm.source])
         result = self._test_program(arm.explore)(self._keys(f"test_{arm.role}"), np.uint32(epoch), states)
         steps, nonfinite = result.steps, result.nonfinite
         self._record(arm.name, before=result.before, after=result.after, test_steps=steps, test_nonfinite=nonfinite)
@@ -603,15 +632,23 @@ def _put(whole: Any, rows: Any, part: Any) -> Any:
     return whole
 
 
-def _unmeasured(metrics: EpochMetrics, seeds: int, size: int) -> EpochMetrics:
-    """Metrics `[S, A, ...]` of learners that were not trained: no steps, and NaN for what was not measured."""
+def _untrained(trail: Any, seeds: int, size: int) -> Any:
+    """A trail `[S, A, E, ...]` of learners that were not trained: no steps, no fault, and NaN for what was not measured."""
+    snapshots, metrics, faults = trail
 
-    def blank(leaf: Any) -> np.ndarray:
-        return np.full((seeds, size, *leaf.shape[1:]), np.nan, np.float32)
+    def blank(leaf: Any, value: Any, dtype: Any = None) -> np.ndarray:
+        return np.full((seeds, size, *leaf.shape[1:]), value, dtype or leaf.dtype)
 
-    unknown = jax.tree.map(blank, metrics)
-    nothing = {name: np.zeros((seeds, size), getattr(metrics, name).dtype) for name in ("steps", "nonfinite")}
-    return unknown.replace(**nothing)
+    unknown = jax.tree.map(lambda leaf: blank(leaf, np.nan, np.float32), metrics)
+    nothing = {name: blank(getattr(metrics, name), 0) for name in ("steps", "nonfinite")}
+    states = jax.tree.map(lambda leaf: jnp.zeros((seeds, size, *leaf.shape[1:]), leaf.dtype), snapshots)
+    return states, unknown.replace(**nothing), blank(faults, -1)
+
+
+def _add_to_first(values: Any, more: Any) -> Any:
+    """`[L, E]` with `[L]` added to its first epoch."""
+    first = np.arange(values.shape[1]) == 0
+    return values + first.astype(values.dtype) * more[:, None]
 
 
 def _flatten(leaf: Any) -> Any:

@@ -1,0 +1,77 @@
+"""Several training epochs in one call of the compiled program."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from toy import toy_config, toy_experiment
+
+from tamherd_jax.experiments.runner import STAGES
+from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
+from tamherd_jax.maml import TRPOConfig
+
+
+def config(**changes):
+    """With few conjugate gradient steps: the toy's Fisher matrix is singular, and further steps amplify rounding."""
+    return toy_config(maml=dataclasses.replace(toy_config().maml, trpo=TRPOConfig(cg_iterations=3, max_kl=0.05)), **changes)
+
+
+def stacked(experiment):
+    return {name: np.stack(values) for name, values in experiment.curves.items()}
+
+
+@pytest.fixture(scope="module")
+def in_pairs():
+    """Two epochs a call, of stages of 3, 5 and 5 epochs, in float64; its events and, of it, a snapshot in the herd's stage."""
+    with jax.enable_x64(True):
+        experiment, events, snapshot = toy_experiment(config(epochs_per_call=2)), [], None
+        for event in experiment.run():
+            events.append(event)
+            if (event.stage, event.epoch) == ("herd and oracle", 4):
+                snapshot = take_snapshot(experiment)
+    return experiment, events, snapshot
+
+
+def test_the_host_sees_the_ends_of_calls(in_pairs):
+    _, events, _ = in_pairs
+    ends = {stage: [event.epoch for event in events if event.stage == stage] for stage in STAGES}
+    assert ends == {"probe": [2, 3], "embeddings": [1], "herd and oracle": [2, 4, 5], "single": [2, 4, 5]}
+    assert sum(event.work for event in events) == in_pairs[0].total_work
+
+
+def test_epochs_of_one_call_are_those_of_single_calls(in_pairs, float64):
+    one = toy_experiment(config())
+    events = list(one.run())
+    ours, theirs = stacked(in_pairs[0]), stacked(one)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-6, err_msg=name)
+    assert sum(event.steps for event in events) == sum(event.steps for event in in_pairs[1])
+
+
+def test_resumed_between_calls(in_pairs, float64):
+    experiment = toy_experiment(config(epochs_per_call=2))
+    apply_snapshot(experiment, in_pairs[2])
+    list(experiment.run())
+    ours, theirs = stacked(experiment), stacked(in_pairs[0])
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_a_fault_inside_a_call_is_told_with_its_epoch(monkeypatch):
+    experiment = toy_experiment(config(epochs_per_call=3))
+    train = experiment.single.train_epoch
+
+    def train_epoch(key, state, tasks, weights):
+        """Fails where its first parameters have moved: in the second epoch."""
+        new, metrics = train(key, state, tasks, weights)
+        moved = jax.tree.leaves(state.params)[0].sum() != 0  # biases come first, and begin at zero
+        return jax.tree.map(lambda leaf: jax.numpy.where(moved, jax.numpy.nan, leaf), new), metrics
+
+    monkeypatch.setattr(experiment.single, "train_epoch", train_epoch)
+    event = next(experiment.run())
+    assert event.epoch == 3
+    assert len(event.notes) == 2  # one learner for each of two seeds
+    assert all("frozen at its epoch 2" in note for note in event.notes)
+    assert np.isfinite(event.returns["single"]).all()  # tested as it was before
