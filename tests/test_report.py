@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from rich.console import Console
 from synthetic_run import BODIES, TASKS, synthetic_episodes, write_synthetic_run
 
 from tamherd_jax import cli
-from tamherd_jax.reporting import html as pages
 from tamherd_jax.reporting import paper, views
 from tamherd_jax.reporting.report import make_report
 from tamherd_jax.reporting.run_files import arm_curve, read_log, read_run_files
