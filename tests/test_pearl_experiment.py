@@ -198,14 +198,14 @@ def test_a_learner_that_goes_nonfinite_is_frozen_without_its_replay_and_harms_no
     arms = [experiment.arms["oracle"], experiment.arms["herd"]]
     try:
         experiment.curves = {}
-        experiment._train(experiment.member, arms, 1)
+        experiment._train(experiment.member, arms, np.array([1]))
         sound = experiment.states["herd"]
         encoder = jax.tree.map(lambda leaf: leaf.at[1, 0].set(jnp.nan), sound.train.params.encoder)
         params = dataclasses.replace(sound.train.params, encoder=encoder)
         experiment.states["herd"] = before = sound.replace(train=dataclasses.replace(sound.train, params=params))
-        experiment._train(experiment.member, arms, 2)
+        experiment._train(experiment.member, arms, np.array([2]))
         assert (experiment.faults("herd", 2) >= 0).tolist() == [[False, False], [True, False]]
-        assert "seed 1: learner 0 of herd frozen at its epoch 2: train/params/encoder" in experiment._new_faults("herd")[0]
+        assert "seed 1: learner 0 of herd frozen at its epoch 2: train/params/encoder" in experiment._new_faults("herd", 1)[0]
         after = experiment.states["herd"]
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1, 0], b[1, 0]), after.train, before.train)
         assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(after.full.experience))
