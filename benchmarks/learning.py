@@ -35,6 +35,8 @@ class Learning:
     """Motors get `clip(a / scale, -1, 1)`."""
     inner_step_size: float = 0.1
     """Of the adaptation step."""
+    advantage_scale: Literal["std", "variance", "none"] = "std"
+    """What centred advantages are divided by."""
     physics: str = "planar"
     """Backend."""
     seed: int = 0
@@ -45,7 +47,11 @@ class Learning:
 
 def rows(options: Learning) -> Iterator[list[object]]:
     """Settings, epoch, task, mean return before and after adaptation."""
-    config = MAMLConfig(inner_step_size=options.inner_step_size, trpo=TRPOConfig(max_kl=options.max_kl))
+    config = MAMLConfig(
+        inner_step_size=options.inner_step_size,
+        advantage_scale=options.advantage_scale,
+        trpo=TRPOConfig(max_kl=options.max_kl),
+    )
     learner = MAML(Locomotion(options.physics, options.action_scale), options.meta_batch_size, config)
     tasks, key = ml2(), jax.random.key(options.seed)
     weights = np.array([options.body in (tasks.mode_names[mode], "both") for mode in tasks.modes], np.float32)
@@ -68,7 +74,7 @@ def rows(options: Learning) -> Iterator[list[object]]:
             window.clear()
 
 
-SETTINGS = ("body", "meta_batch_size", "max_kl", "action_scale", "inner_step_size", "physics", "seed")
+SETTINGS = ("body", "meta_batch_size", "max_kl", "action_scale", "inner_step_size", "advantage_scale", "physics", "seed")
 COLUMNS = (*SETTINGS, "epoch", "task", "before", "after")
 
 
