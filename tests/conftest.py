@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -49,3 +51,15 @@ def mujoco_env():
     from tamherd_jax.envs import Locomotion
 
     return Locomotion("mujoco")
+
+
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory):
+    """`tamherd run` on real physics as a user runs it, shortened to three epochs of the probe and one of the herd.
+
+    Its arguments, the run directory it left, and the finished process.
+    """
+    cwd = tmp_path_factory.mktemp("work")
+    arguments = ["run", "--probe-epochs", "3", "--epochs", "1", "--compilation-cache", "off"]
+    command = [sys.executable, "-m", "tamherd_jax.cli", *arguments, "--out", "run"]
+    return arguments, cwd / "run", subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)

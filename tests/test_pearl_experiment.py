@@ -355,12 +355,13 @@ def test_replay_that_does_not_fit_gets_one_line(toy_cli, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_quick_preset_on_real_physics(tmp_path):
-    """`tamherd run --algorithm pearl` as a user runs it, for one epoch of the herd."""
-    command = [sys.executable, "-m", "tamherd_jax.cli", "run", "--algorithm", "pearl", "--epochs", "1", "--out", "run"]
-    done = subprocess.run([*command, "--compilation-cache", "off"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    """`tamherd run --algorithm pearl` as a user runs it, for one epoch of the probe and one of the herd."""
+    options = ["--probe-epochs", "1", "--epochs", "1", "--compilation-cache", "off", "--out", "run"]
+    command = [sys.executable, "-m", "tamherd_jax.cli", "run", "--algorithm", "pearl", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for words in ("quick-pearl: 1 seed(s)", "probe 5/5", "herd and oracle 1/1", "String of PEARLs", "1004.5", "507.6", "414.9"):
+    for words in ("quick-pearl: 1 seed(s)", "probe 1/1", "herd and oracle 1/1", "String of PEARLs", "1004.5", "507.6", "414.9"):
         assert words in done.stdout
     results, curves, _ = read_run(tmp_path / "run")
     assert results["config"]["preset"] == "quick-pearl"

@@ -488,20 +488,19 @@ def test_the_command_on_two_devices_killed_and_resumed(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_command_killed_and_resumed_gives_the_same_bytes(tmp_path):
-    command = [sys.executable, "-m", "tamherd_jax.cli", "run", "--compilation-cache", "off", "--out"]
-    runs = {}
-    for name in ("whole", "killed"):
-        arguments = [*command, str(tmp_path / name), "--epochs", "1", "--checkpoint-every", "0"]
-        runs[name] = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        if name == "whole":
-            finish(runs[name])
-    for line in runs["killed"].stdout:
-        if line.startswith("probe 5/8"):
+def test_the_real_command_killed_and_resumed_gives_the_same_bytes(quick_run, tmp_path):
+    """Three processes: one that nothing disturbed, one killed between two epochs of the probe, one that goes on from there."""
+    arguments, whole, _ = quick_run
+    command = [sys.executable, "-m", "tamherd_jax.cli", *arguments, "--out", str(tmp_path), "--checkpoint-every", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("probe 2/3"):
             break
-    runs["killed"].kill()
-    runs["killed"].communicate()
-    resumed = subprocess.run([*command, str(tmp_path / "killed"), "--resume"], capture_output=True, text=True, check=False)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr == ""
-    assert_same_results(tmp_path / "killed", tmp_path / "whole")
+    assert "going on from checkpoint" in " ".join(resumed.stdout.split())
+    assert_same_results(tmp_path, whole)
