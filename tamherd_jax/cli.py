@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import shlex
 import sys
@@ -222,13 +221,7 @@ def read_config(options: Run) -> Any:
 
     if options.out is None:
         raise ValueError("--resume needs --out DIR, the run to go on with")
-    path = options.out / "config.json"
-    try:
-        config = ExperimentConfig.from_json(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise ValueError(f"{options.out} holds no run to go on with: config.json is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    path, config = options.out / "config.json", ExperimentConfig.of_run(options.out)
     fields = {"epochs": "member_epochs"}
     named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
     named["controls"] = parse_controls(options.controls, config.algorithm)

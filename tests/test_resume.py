@@ -404,7 +404,7 @@ def test_what_cannot_be_resumed_gets_one_line(toy_cli, capsys, copied):
     (copied / "config.json").write_text(json.dumps(toy_config().to_json()))
     cases = [
         (["--resume"], "--resume needs --out DIR"),
-        (["--resume", "--out", copied / "none"], "holds no run to go on with: config.json is missing"),
+        (["--resume", "--out", copied / "none"], "holds no run: config.json is missing"),
         (["--resume", "--out", copied, "--seeds", 5], "--seeds 5 contradicts"),
         (["--resume", "--out", copied, "--epochs", 9], "--epochs 9 contradicts"),
         (["--out", copied], "or go on with the run in it with --resume"),

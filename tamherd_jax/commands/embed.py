@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,13 +84,7 @@ def run_config(options: Embed) -> Any:
     for name in FRESH_ONLY:
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for fresh probes; those of {options.directory} are trained")
-    path = Path(str(options.directory)) / "config.json"
-    try:
-        return ExperimentConfig.from_json(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise ValueError(f"{options.directory} holds no run: config.json is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    return ExperimentConfig.of_run(Path(str(options.directory)))
 
 
 def fresh_config(options: Embed) -> Any:
