@@ -241,7 +241,7 @@ def run_directory(options: Run, config: Any) -> Path:
     """The directory of a run; process 0 makes that of a new one, with its config.json."""
     import jax
 
-    from tamherd_jax.experiments.results import write_json
+    from tamherd_jax.serialization import write_json
 
     if options.out is None and jax.process_count() > 1:
         raise ValueError("a run of several processes needs --out DIR, which all of them see")

@@ -15,12 +15,12 @@ from tamherd_jax.experiments import config as config_module
 from tamherd_jax.experiments import runner
 from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.embedding import analyse, draws_and_probes, embed_with_probe
-from tamherd_jax.experiments.results import write_json
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.clustering import Assignment, ClusteringConfig, Clusters
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
 from tamherd_jax.herd.embeddings import NAMES, EmbeddingConfig, embedding_name, named_embedding
 from tamherd_jax.reporting.embedding_figures import embedding_figure, principal_plane, tsne_plane
+from tamherd_jax.serialization import write_json
 
 
 def test_every_name_is_an_embedding_and_back():

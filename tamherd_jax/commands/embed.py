@@ -257,8 +257,8 @@ def output_directory(options: Embed) -> Path:
 
 def write(directory: Path, config: Any, task_names: Any, arrays: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """embeddings.npz, embeddings.json and both figures of the first seed."""
-    from tamherd_jax.experiments.results import write_arrays, write_json
     from tamherd_jax.reporting.embedding_figures import embedding_figure
+    from tamherd_jax.serialization import write_arrays, write_json
 
     write_arrays(directory / "embeddings.npz", arrays)
     write_json(directory / "embeddings.json", {"config": config.to_json(), "tasks": list(task_names), "rows": rows})

@@ -63,7 +63,7 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
 
     Nothing in it depends on the clock: the same seed, machine and command give the same bytes.
     """
-    task_set, config = experiment.task_set, experiment.config
+    task_set, config, left_out = experiment.task_set, experiment.config, excluded(experiment)
     return {
         "schema": SCHEMA,
         "package": {"name": "tamherd-jax", "version": tamherd_jax.__version__},
@@ -80,8 +80,8 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
             "body_of_task": [task_set.mode_names[mode] for mode in task_set.modes],
         },
         "config": config.to_json(),
-        "rows": statistic_rows(experiment, curves),
-        "excluded": excluded(experiment, curves),
+        "rows": statistic_rows(experiment, curves, left_out),
+        "excluded": left_out,
         "clusters": [cluster_summary(experiment, curves, i) for i in range(config.seeds)],
         "ledger": ledger(experiment, curves),
         "nonfinite_episodes": {
@@ -91,14 +91,15 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
     }
 
 
-def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def statistic_rows(
+    experiment: Experiment, curves: dict[str, np.ndarray], left_out: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Meta-test returns per seed, arm and body (mean over the body's tasks).
 
     After adaptation: `best` epoch (of which the paper reports the median), `final` epoch, `last5` mean of the last five
-    epochs. Before adaptation: `before`, mean of the last five epochs. Seeds of an arm that is `excluded` have no rows.
+    epochs. Before adaptation: `before`, mean of the last five epochs. A seed's arm that is `left_out` has no rows.
     """
-    rows = []
-    left_out = {(entry["seed"], entry["arm"]) for entry in excluded(experiment, curves)}
+    rows, skipped = [], {(entry["seed"], entry["arm"]) for entry in left_out}
     for arm in arm_names(experiment):
         for mode, body in enumerate(experiment.task_set.mode_names):
             tasks = experiment.task_set.modes == mode
@@ -111,14 +112,14 @@ def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> lis
                 "before": before[:, -5:].mean(1),
             }
             for index, seed in enumerate(experiment.seeds):
-                if (int(seed), arm) in left_out:
+                if (int(seed), arm) in skipped:
                     continue
                 for name, values in statistics.items():
                     rows.append({"seed": int(seed), "arm": arm, "body": body, "statistic": name, "value": float(values[index])})
     return rows
 
 
-def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def excluded(experiment: Experiment) -> list[dict[str, Any]]:
     """Which seed's arm is left out of the statistics, since which epoch and why.
 
     A learner whose state stopped being finite was frozen; its seed's arm then counts no more. A herd depends on its probe too,
@@ -130,7 +131,7 @@ def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict
         entries.append({"seed": int(experiment.seeds[index]), "arm": arm, "learner": learner, "epoch": epoch, "why": why})
 
     for name in arm_names(experiment):
-        for index, learner, epoch, why in _faults(experiment, curves, experiment.arms[name].source):
+        for index, learner, epoch, why in _faults(experiment, experiment.arms[name].source):
             exclude(index, name, learner, epoch, why)
             if name == "single" and epoch <= experiment.config.probe_epochs:
                 for herd in (arm.name for arm in experiment.arms.values() if "probe" in arm.charged):
@@ -141,9 +142,9 @@ def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict
     return entries
 
 
-def _faults(experiment: Experiment, curves: dict[str, np.ndarray], arm: str) -> Iterator[tuple[int, int, int, str]]:
+def _faults(experiment: Experiment, arm: str) -> Iterator[tuple[int, int, int, str]]:
     """Index of the seed, learner, epoch and reason of each learner of an arm that was frozen."""
-    faults = curves[f"{arm}/fault"]  # [S, E, A]
+    faults = np.stack(experiment.curves[f"{arm}/fault"], 1)  # [S, E, A]
     for index, learner in np.argwhere(faults[:, -1] >= 0):
         epoch = int(np.argmax(faults[index, :, learner] >= 0)) + 1
         yield int(index), int(learner), epoch, f"{experiment.float_leaves[faults[index, -1, learner]]} is not finite"
