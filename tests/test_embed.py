@@ -180,6 +180,14 @@ def test_mistakes_get_one_line(arguments, words, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_probes_whose_replay_does_not_fit_get_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        embed("--algorithm", "pearl", "--seeds", 10**6, "--out", tmp_path)
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1)
+    assert "train fewer seeds at once" in error
+
+
 def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(config_module.PRESETS["quick"].to_json()))
     for arguments, words in (

@@ -225,7 +225,7 @@ def test_memory_is_checked_before_anything_is_allocated(monkeypatch):
     monkeypatch.setattr(experiment.single, "check_memory", refuse)
     # 2 seeds x (single, its double, and 2 learners of oracle, herd and two controls, these 8 twice)
     with pytest.raises(ValueError, match=f"{2 * (2 + 8 + 8)} are too many"):
-        next(experiment.run())
+        experiment.run()
     assert not experiment.states
 
 

@@ -228,11 +228,12 @@ def train_probes(config: Any, directory: Path, console: Any) -> Any:
 
     with mistakes_of_the_user():
         experiment = Experiment(config)
+        events = experiment.train_probes()
     task_set, log = experiment.task_set, directory / "log.jsonl"
     work = config.probe_epochs * experiment.budget.single_epoch * config.seeds
     with ProgressDisplay(console, log, task_set.mode_names, task_set.modes, work) as display:
         display.note(f"{config.seeds} probe(s), {config.probe_epochs} epochs, physics {experiment.env.backend}")
-        for event in experiment.train_probes():
+        for event in events:
             display.show(event)
     return experiment, experiment.states["probe"]
 
