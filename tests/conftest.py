@@ -54,6 +54,17 @@ def mujoco_env():
 
 
 @pytest.fixture(scope="session")
+def finished_toy():
+    """The experiment of `toy.py` after a run that nothing disturbed; who changes it puts it back."""
+    from toy import toy_experiment
+
+    experiment = toy_experiment()
+    for _ in experiment.run():
+        pass
+    return experiment
+
+
+@pytest.fixture(scope="session")
 def quick_run(tmp_path_factory):
     """`tamherd run` on real physics as a user runs it, shortened to three epochs of the probe and one of the herd.
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from point_mass import PointMass, point_tasks
-from toy import toy_experiment, untrained_herd
+from toy import untrained_herd
 
 from tamherd_jax import cli
 from tamherd_jax.envs import Locomotion, collect_episodes, ml2
@@ -17,15 +17,8 @@ from tamherd_jax.pearl import PEARL, PEARLConfig
 
 
 @pytest.fixture(scope="module")
-def experiment():
-    finished = toy_experiment()
-    list(finished.run())
-    return finished
-
-
-@pytest.fixture(scope="module")
-def herd(experiment):
-    return trained_herd(experiment, 1)
+def herd(finished_toy):
+    return trained_herd(finished_toy, 1)
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +108,11 @@ def test_a_loaded_herd_is_the_saved_one_to_the_bit(herd, saved):
     assert not list(saved.glob("*.part"))
 
 
-def test_a_run_saves_the_herds_that_are_sound(experiment, tmp_path):
-    write_herds(experiment, tmp_path)
+def test_a_run_saves_the_herds_that_are_sound(finished_toy, tmp_path, monkeypatch):
+    write_herds(finished_toy, tmp_path)
     assert sorted(path.name for path in (tmp_path / "herd").iterdir()) == ["seed-0", "seed-1"]
-    experiment.cluster_failures = {0: "diverged"}
-    try:
-        write_herds(experiment, tmp_path / "again")
-    finally:
-        experiment.cluster_failures = {}
+    monkeypatch.setattr(finished_toy, "cluster_failures", {0: "diverged"})
+    write_herds(finished_toy, tmp_path / "again")
     assert [path.name for path in (tmp_path / "again" / "herd").iterdir()] == ["seed-1"]
 
 

@@ -33,10 +33,8 @@ def poisoned(seed_index, arm, learner, epoch):
 
 
 @pytest.fixture(scope="module")
-def sound():
-    experiment = toy_experiment()
-    list(experiment.run())
-    return experiment, experiment_curves(experiment)
+def sound(finished_toy):
+    return finished_toy, experiment_curves(finished_toy)
 
 
 def test_a_learner_that_goes_nonfinite_is_frozen_reported_and_left_out(sound, tmp_path):
