@@ -86,13 +86,17 @@ def test_help_is_no_mistake(capsys):
     assert "--preset" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["truncate", "schema", "missing"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "schema", "missing"])
 def test_damaged_results_are_refused(quick_run, tmp_path, capsys, damage):
     _, directory, _ = quick_run
     for name in ("results.json", "curves.npz", "embeddings.npz"):
         (tmp_path / name).write_bytes((directory / name).read_bytes())
     if damage == "truncate":
         (tmp_path / "curves.npz").write_bytes((directory / "curves.npz").read_bytes()[:500])
+    elif damage == "flip":
+        data = bytearray((directory / "curves.npz").read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 64] = b"\xff" * 64
+        (tmp_path / "curves.npz").write_bytes(data)
     elif damage == "schema":
         (tmp_path / "results.json").write_text('{"schema": 99}')
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.ledger import taken_steps
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd import clustering
-from tamherd_jax.serialization import write_arrays, write_json
+from tamherd_jax.serialization import read_arrays, write_arrays, write_json
 
 SCHEMA = 1
 ARMS = ("oracle", "single", "herd")
@@ -34,13 +33,18 @@ def write_results(experiment: Experiment, directory: Path) -> None:
 def experiment_curves(experiment: Experiment) -> dict[str, np.ndarray]:
     """Everything recorded, `arm/quantity` -> `[S, E, ...]`, and the x-axes `arm/budget` `[E]`, `arm/taken` `[S, E]`."""
     curves = {name: np.stack(values, 1) for name, values in experiment.curves.items()}
-    probe = curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1)
+    probe = probe_steps(experiment, curves)
     for name, arm in experiment.arms.items():
         curves[f"{name}/budget"] = arm.budget(curves[f"{name}/after"].shape[1])
         first = {"probe": probe, "embeddings": experiment.partition(name).embedded.steps}
         charged = [np.asarray(first[part]) for part in arm.charged]
         curves[f"{name}/taken"] = taken_steps(curves[f"{arm.source}/steps"].sum(2), *charged)
     return curves
+
+
+def probe_steps(experiment: Experiment, curves: dict[str, np.ndarray]) -> np.ndarray:
+    """`[S]` steps really taken to train the probe."""
+    return curves["single/steps"][:, : experiment.config.probe_epochs].sum((1, 2))
 
 
 def arm_names(experiment: Experiment) -> tuple[str, ...]:
@@ -82,7 +86,7 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
         "config": config.to_json(),
         "rows": statistic_rows(experiment, curves, left_out),
         "excluded": left_out,
-        "clusters": [cluster_summary(experiment, curves, i) for i in range(config.seeds)],
+        "clusters": [cluster_summary(experiment, curves, i) for i in range(len(experiment.seeds))],
         "ledger": ledger(experiment, curves),
         "nonfinite_episodes": {
             name: int(curves[f"{experiment.arms[name].source}/nonfinite"].sum() + curves[f"{name}/test_nonfinite"].sum())
@@ -200,7 +204,7 @@ def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, A
             **{arm: int(curves[f"{arm}/budget"][-1]) for arm in arm_names(experiment)},
         },
         "taken": {
-            "probe": curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1).astype(int).tolist(),
+            "probe": probe_steps(experiment, curves).astype(int).tolist(),
             "embedding": np.asarray(experiment.embedded.steps).astype(int).tolist(),
             **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in arm_names(experiment)},
         },
@@ -220,14 +224,11 @@ def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], di
     """
     try:
         results = json.loads((directory / "results.json").read_text())
-        arrays = []
-        for name in ("curves.npz", "embeddings.npz"):
-            with open(directory / name, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays.append({key: file[key] for key in file.files})
+        curves, embeddings = (read_arrays(directory / name) for name in ("curves.npz", "embeddings.npz"))
     except FileNotFoundError as error:
         raise ValueError(f"{directory} holds no finished run: {Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"the result files in {directory} cannot be read: {error}") from error
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise ValueError(f"{directory}/results.json is not of this version (schema {SCHEMA})")
-    return results, arrays[0], arrays[1]
+    return results, curves, embeddings
