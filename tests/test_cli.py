@@ -88,7 +88,7 @@ def test_help_is_no_mistake(capsys):
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "schema", "missing"])
 def test_damaged_results_are_refused(quick_run, tmp_path, capsys, damage):
-    _, directory, _ = quick_run
+    directory = quick_run.directory
     for name in ("results.json", "curves.npz", "embeddings.npz"):
         (tmp_path / name).write_bytes((directory / name).read_bytes())
     if damage == "truncate":
@@ -114,7 +114,7 @@ def test_damaged_results_are_refused(quick_run, tmp_path, capsys, damage):
 
 @pytest.mark.slow
 def test_the_main_job_prints_tables_and_leaves_its_files(quick_run):
-    _, directory, done = quick_run
+    directory, done = quick_run.directory, quick_run.process
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for words in (
@@ -153,7 +153,7 @@ def test_the_main_job_prints_tables_and_leaves_its_files(quick_run):
 
 @pytest.mark.slow
 def test_rows_equal_the_curves_and_the_ledger_what_was_recorded(quick_run):
-    _, directory, _ = quick_run
+    directory = quick_run.directory
     results = json.loads((directory / "results.json").read_text())
     curves = np.load(directory / "curves.npz")
     assert results["config"] == json.loads(json.dumps(get_preset("quick", member_epochs=1, probe_epochs=3).to_json()))
@@ -174,7 +174,7 @@ def test_rows_equal_the_curves_and_the_ledger_what_was_recorded(quick_run):
 
 @pytest.mark.slow
 def test_report_needs_the_result_files_alone(quick_run, tmp_path, capsys):
-    _, directory, done = quick_run
+    directory, done = quick_run.directory, quick_run.process
     for name in ("results.json", "curves.npz", "embeddings.npz"):
         (tmp_path / name).write_bytes((directory / name).read_bytes())
     cli.main(["report", str(tmp_path)])
@@ -187,7 +187,7 @@ def test_report_needs_the_result_files_alone(quick_run, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_view_shows_the_episodes_that_the_run_recorded(quick_run, tmp_path, capsys):
-    _, directory, _ = quick_run
+    directory = quick_run.directory
     episodes = np.load(directory / "episodes.npz")
     assert episodes["q"].shape == (4, 2, 101, 9)
     page = tmp_path / "walker.html"

@@ -130,22 +130,18 @@ def check_outputs(directory, names, seeds=2):
     return document
 
 
-def test_fresh_probes_then_a_run_directory(toy_world, tmp_path, capsys):
+def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, capsys):
     embed("--preset", "toy", "--embedding", "transition", "gradient", "--test-probes", 2, "--out", tmp_path / "fresh")
     rows = check_outputs(tmp_path / "fresh", ("transition", "gradient"))["rows"]
     assert rows[0]["clusters"] == 2
     assert sum(map(sum, rows[0]["test"]["assigned_to"])) == 8
     assert "Scores by number of clusters" in capsys.readouterr().out
 
-    experiment = toy_experiment()
-    for event in experiment.run():
-        if event.stage == "embeddings":
-            break
     run = tmp_path / "run"
     checkpoints = Checkpoints(run / "checkpoints", 0)
-    checkpoints.save(experiment)
+    checkpoints.save(finished_toy)
     checkpoints.close()
-    write_json(run / "config.json", experiment.config.to_json())
+    write_json(run / "config.json", finished_toy.config.to_json())
     options = ["--embedding", "transition", "--clusters", "auto", "--linkage", "average", "--tasks-per-mode", 3]
     embed(run, *options, "--test-probes", 1)
     document = check_outputs(run / "embed", ("transition",))

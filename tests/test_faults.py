@@ -11,7 +11,7 @@ from toy import toy_experiment
 
 from tamherd_jax.experiments import runner
 from tamherd_jax.experiments.results import experiment_curves, read_run, write_results
-from tamherd_jax.experiments.runner import Experiment, first_nonfinite
+from tamherd_jax.experiments.runner import first_nonfinite
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
 from tamherd_jax.reporting import figures, tables
 
@@ -106,4 +106,3 @@ def test_the_first_leaf_at_fault_is_named():
     state = {"a": jnp.ones(3), "b": jnp.arange(3), "c": jnp.array([1.0, jnp.inf]), "d": jnp.array(jnp.nan)}
     assert int(first_nonfinite(state)) == 1  # integers are not counted
     assert int(first_nonfinite({"a": jnp.ones(3)})) == -1
-    assert Experiment.float_leaves.func is not None

@@ -491,19 +491,10 @@ def test_the_command_on_two_devices_killed_and_resumed(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_command_killed_and_resumed_gives_the_same_bytes(quick_run, tmp_path):
-    """Three processes: one that nothing disturbed, one killed between two epochs of the probe, one that goes on from there."""
-    arguments, whole, _ = quick_run
-    command = [sys.executable, "-m", "tamherd_jax.cli", *arguments, "--out", str(tmp_path), "--checkpoint-every", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("probe 2/3"):
-            break
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
-    assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stderr == ""
-    assert "going on from checkpoint" in " ".join(resumed.stdout.split())
-    assert_same_results(tmp_path, whole)
+def test_the_real_command_killed_and_resumed_gives_the_same_bytes(quick_run, resumed_run):
+    """Three processes: one that nothing disturbed, one killed while the probe trained, one that went on from there."""
+    done = resumed_run.process
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "going on from checkpoint" in " ".join(done.stdout.split())
+    assert_same_results(resumed_run.directory, quick_run.directory)
