@@ -20,15 +20,15 @@ def poisoned(seed_index, arm, learner, epoch):
     """An experiment in which one learner's parameters become NaN in one epoch, by nothing but its own data."""
     experiment = toy_experiment()
     target = jax.random.fold_in(experiment._row_keys(arm, learner + 1)[seed_index, learner], epoch)
-    for program in {experiment.single, experiment.member}:
-        train = program.train_epoch
+    program = experiment.arms[arm].learner
+    train = program.train_epoch
 
-        def poison(key, state, tasks, weights, train=train):
-            new, metrics = train(key, state, tasks, weights)
-            hit = jnp.all(jax.random.key_data(key) == jax.random.key_data(target))
-            return jax.tree.map(lambda leaf: jnp.where(hit, jnp.nan, leaf), new), metrics
+    def poison(key, state, tasks, weights):
+        new, metrics = train(key, state, tasks, weights)
+        hit = jnp.all(jax.random.key_data(key) == jax.random.key_data(target))
+        return jax.tree.map(lambda leaf: jnp.where(hit, jnp.nan, leaf), new), metrics
 
-        program.train_epoch = poison
+    program.train_epoch = poison
     return experiment
 
 
