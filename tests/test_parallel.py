@@ -83,12 +83,13 @@ def test_vmap_agrees_with_a_loop(tmp_path):
         learner = MAML(PointMass(), 4, replace(learner.config, trpo=TRPOConfig(cg_iterations=3)))
         tasks = jax.tree.map(lambda leaf: leaf.astype(float) if leaf.dtype == np.float32 else leaf, tasks)
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+        batched = maps(per_call=3)
         for count in (3, 11):
             keys = jax.random.split(jax.random.key(0), 11)[:count]
             states = jax.tree.map(lambda leaf: leaf.astype(float), jax.vmap(learner.init)(keys))
             args = keys, np.uint32(1), states, np.ones((count, 4))
             one = host(loop(*args))
-            jax.tree.map(close, one[0], host(maps(per_call=count)(*args))[0])
+            jax.tree.map(close, one[0], host(batched(*args))[0])
             jax.tree.map(close, one[0], deep(*args)[0])
         """,
         tmp_path,
