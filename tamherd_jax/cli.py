@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import shlex
 import sys
@@ -146,14 +145,14 @@ def run(options: Run) -> int:
         mine = whole
         if jax.process_count() > 1:
             mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
-        mine.check_memory()
+        events = mine.run()  # refuses what does not fit into memory, before anything is written
     console = Console(quiet=jax.process_index() > 0)
     start = time.perf_counter()
     with mistakes_of_the_user(), agree():
         directory = run_directory(options, config)
     if options.resume and (directory / "results.json").exists():
         console.print("This run was finished.")
-    elif status := train(mine, directory, options, console):
+    elif status := train(mine, events, directory, options, console):
         return status
     else:
         gather_and_write(mine, whole, directory)
@@ -222,13 +221,7 @@ def read_config(options: Run) -> Any:
 
     if options.out is None:
         raise ValueError("--resume needs --out DIR, the run to go on with")
-    path = options.out / "config.json"
-    try:
-        config = ExperimentConfig.from_json(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise ValueError(f"{options.out} holds no run to go on with: config.json is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    path, config = options.out / "config.json", ExperimentConfig.of_run(options.out)
     fields = {"epochs": "member_epochs"}
     named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
     named["controls"] = parse_controls(options.controls, config.algorithm)
@@ -248,7 +241,7 @@ def run_directory(options: Run, config: Any) -> Path:
     """The directory of a run; process 0 makes that of a new one, with its config.json."""
     import jax
 
-    from tamherd_jax.experiments.results import write_json
+    from tamherd_jax.serialization import write_json
 
     if options.out is None and jax.process_count() > 1:
         raise ValueError("a run of several processes needs --out DIR, which all of them see")
@@ -259,8 +252,11 @@ def run_directory(options: Run, config: Any) -> Path:
     return directory
 
 
-def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
-    """Train from where the newest checkpoint left, writing further ones; 0, or the exit status of who was asked to stop."""
+def train(experiment: Any, events: Any, directory: Path, options: Run, console: Any) -> int:
+    """Train from where the newest checkpoint left, writing further ones; 0, or the exit status of who was asked to stop.
+
+    `events` are those of the experiment's `run()`, none of which was asked for yet.
+    """
     import jax
 
     from tamherd_jax.experiments.checkpoints import Checkpoints
@@ -286,7 +282,7 @@ def train(experiment: Any, directory: Path, options: Run, console: Any) -> int:
             f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {experiment.env.backend}, "
             f"results in {directory}; {begin}"
         )
-        for event in experiment.run():
+        for event in events:
             display.show(event)
             log_event(trackers, event, experiment)
             checkpoints.offer(experiment)

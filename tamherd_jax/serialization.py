@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import typing
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,20 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], compress: bool = Tru
     """Write an npz atomically."""
     save: Any = np.savez_compressed if compress else np.savez
     write_atomically(path, lambda file: save(file, **arrays))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz, which may not hold Python objects.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged, in one line.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path.name} is damaged: {' '.join(str(error).split())}") from error
 
 
 def write_atomically(path: Path, write: Any) -> None:

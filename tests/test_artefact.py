@@ -6,26 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from point_mass import PointMass, point_tasks
-from toy import toy_experiment, untrained_herd
+from toy import untrained_herd
+from toy_pearl import TINY
 
 from tamherd_jax import cli
-from tamherd_jax.envs import Locomotion, collect_episodes, ml2
+from tamherd_jax.envs import Locomotion, collect_episodes
 from tamherd_jax.experiments.herds import trained_herd, write_herds
 from tamherd_jax.herd.artefact import Herd
-from tamherd_jax.maml import MAML, MAMLConfig
-from tamherd_jax.pearl import PEARL, PEARLConfig
+from tamherd_jax.maml import MAML
+from tamherd_jax.pearl import PEARL
 
 
 @pytest.fixture(scope="module")
-def experiment():
-    finished = toy_experiment()
-    list(finished.run())
-    return finished
-
-
-@pytest.fixture(scope="module")
-def herd(experiment):
-    return trained_herd(experiment, 1)
+def herd(finished_toy):
+    return trained_herd(finished_toy, 1)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +30,11 @@ def saved(herd, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def locomotion_run(tmp_path_factory, mujoco_env):
+def locomotion_run(tmp_path_factory, locomotion_herd):
     """A directory as `tamherd run` leaves it, with the herds of seeds 0 and 2."""
     directory = tmp_path_factory.mktemp("run")
-    learner = MAML(mujoco_env, 4, MAMLConfig(episodes_per_task=2, horizon=6, hidden_sizes=(4,)))
     for seed in (0, 2):
-        untrained_herd(learner, ml2(), seed).save(directory / "herd" / f"seed-{seed}")
+        dataclasses.replace(locomotion_herd, seed=seed).save(directory / "herd" / f"seed-{seed}")
     return directory
 
 
@@ -115,36 +108,23 @@ def test_a_loaded_herd_is_the_saved_one_to_the_bit(herd, saved):
     assert not list(saved.glob("*.part"))
 
 
-def test_a_run_saves_the_herds_that_are_sound(experiment, tmp_path):
-    write_herds(experiment, tmp_path)
+def test_a_run_saves_the_herds_that_are_sound(finished_toy, tmp_path, monkeypatch):
+    write_herds(finished_toy, tmp_path)
     assert sorted(path.name for path in (tmp_path / "herd").iterdir()) == ["seed-0", "seed-1"]
-    experiment.cluster_failures = {0: "diverged"}
-    try:
-        write_herds(experiment, tmp_path / "again")
-    finally:
-        experiment.cluster_failures = {}
+    monkeypatch.setattr(finished_toy, "cluster_failures", {0: "diverged"})
+    write_herds(finished_toy, tmp_path / "again")
     assert [path.name for path in (tmp_path / "again" / "herd").iterdir()] == ["seed-1"]
 
 
 def test_a_string_of_pearls_is_saved_without_its_replay(tmp_path):
-    config = PEARLConfig(
-        horizon=5,
-        encoder_sizes=(4,),
-        hidden_sizes=(4,),
-        initial_steps=5,
-        prior_steps=5,
-        posterior_steps=10,
-        gradient_steps=1,
-        replay_capacity=20,
-    )
-    learner = PEARL(PointMass(), 4, 4, config)
+    learner = PEARL(PointMass(), 4, 4, TINY)
     herd = untrained_herd(learner, point_tasks())
     herd.save(tmp_path)
     loaded = Herd.load(tmp_path, env=PointMass(), task_set=point_tasks())
     assert not any("full" in name or "encoder/data" in name for name in np.load(tmp_path / "arrays.npz").files)
     equal_trees(loaded.members, herd.members)
     assert isinstance(loaded.learner, PEARL)
-    assert loaded.learner.config == config
+    assert loaded.learner.config == TINY
     ours, theirs = (h.adapt(jax.random.key(5), "a-fast") for h in (herd, loaded))
     equal_trees(ours.policy, theirs.policy)
 

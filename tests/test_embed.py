@@ -15,12 +15,12 @@ from tamherd_jax.experiments import config as config_module
 from tamherd_jax.experiments import runner
 from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.embedding import analyse, draws_and_probes, embed_with_probe
-from tamherd_jax.experiments.results import write_json
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.clustering import Assignment, ClusteringConfig, Clusters
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
 from tamherd_jax.herd.embeddings import NAMES, EmbeddingConfig, embedding_name, named_embedding
 from tamherd_jax.reporting.embedding_figures import embedding_figure, principal_plane, tsne_plane
+from tamherd_jax.serialization import write_json
 
 
 def test_every_name_is_an_embedding_and_back():
@@ -130,22 +130,18 @@ def check_outputs(directory, names, seeds=2):
     return document
 
 
-def test_fresh_probes_then_a_run_directory(toy_world, tmp_path, capsys):
+def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, capsys):
     embed("--preset", "toy", "--embedding", "transition", "gradient", "--test-probes", 2, "--out", tmp_path / "fresh")
     rows = check_outputs(tmp_path / "fresh", ("transition", "gradient"))["rows"]
     assert rows[0]["clusters"] == 2
     assert sum(map(sum, rows[0]["test"]["assigned_to"])) == 8
     assert "Scores by number of clusters" in capsys.readouterr().out
 
-    experiment = toy_experiment()
-    for event in experiment.run():
-        if event.stage == "embeddings":
-            break
     run = tmp_path / "run"
     checkpoints = Checkpoints(run / "checkpoints", 0)
-    checkpoints.save(experiment)
+    checkpoints.save(finished_toy)
     checkpoints.close()
-    write_json(run / "config.json", experiment.config.to_json())
+    write_json(run / "config.json", finished_toy.config.to_json())
     options = ["--embedding", "transition", "--clusters", "auto", "--linkage", "average", "--tasks-per-mode", 3]
     embed(run, *options, "--test-probes", 1)
     document = check_outputs(run / "embed", ("transition",))
@@ -178,6 +174,14 @@ def test_mistakes_get_one_line(arguments, words, tmp_path, monkeypatch, capsys):
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_probes_whose_replay_does_not_fit_get_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        embed("--algorithm", "pearl", "--seeds", 10**6, "--out", tmp_path)
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1)
+    assert "train fewer seeds at once" in error
 
 
 def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):

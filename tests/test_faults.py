@@ -11,7 +11,7 @@ from toy import toy_experiment
 
 from tamherd_jax.experiments import runner
 from tamherd_jax.experiments.results import experiment_curves, read_run, write_results
-from tamherd_jax.experiments.runner import Experiment, first_nonfinite
+from tamherd_jax.experiments.runner import first_nonfinite
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
 from tamherd_jax.reporting import figures, tables
 
@@ -20,23 +20,21 @@ def poisoned(seed_index, arm, learner, epoch):
     """An experiment in which one learner's parameters become NaN in one epoch, by nothing but its own data."""
     experiment = toy_experiment()
     target = jax.random.fold_in(experiment._row_keys(arm, learner + 1)[seed_index, learner], epoch)
-    for program in {experiment.single, experiment.member}:
-        train = program.train_epoch
+    program = experiment.arms[arm].learner
+    train = program.train_epoch
 
-        def poison(key, state, tasks, weights, train=train):
-            new, metrics = train(key, state, tasks, weights)
-            hit = jnp.all(jax.random.key_data(key) == jax.random.key_data(target))
-            return jax.tree.map(lambda leaf: jnp.where(hit, jnp.nan, leaf), new), metrics
+    def poison(key, state, tasks, weights):
+        new, metrics = train(key, state, tasks, weights)
+        hit = jnp.all(jax.random.key_data(key) == jax.random.key_data(target))
+        return jax.tree.map(lambda leaf: jnp.where(hit, jnp.nan, leaf), new), metrics
 
-        program.train_epoch = poison
+    program.train_epoch = poison
     return experiment
 
 
 @pytest.fixture(scope="module")
-def sound():
-    experiment = toy_experiment()
-    list(experiment.run())
-    return experiment, experiment_curves(experiment)
+def sound(finished_toy):
+    return finished_toy, experiment_curves(finished_toy)
 
 
 def test_a_learner_that_goes_nonfinite_is_frozen_reported_and_left_out(sound, tmp_path):
@@ -108,4 +106,3 @@ def test_the_first_leaf_at_fault_is_named():
     state = {"a": jnp.ones(3), "b": jnp.arange(3), "c": jnp.array([1.0, jnp.inf]), "d": jnp.array(jnp.nan)}
     assert int(first_nonfinite(state)) == 1  # integers are not counted
     assert int(first_nonfinite({"a": jnp.ones(3)})) == -1
-    assert Experiment.float_leaves.func is not None

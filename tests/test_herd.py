@@ -129,15 +129,17 @@ def test_algorithm_two_uses_its_budget():
     tasks, index = stratified_tasks(task_set.tasks, 8)
     assert index.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     probe = learner.init(jax.random.key(0))
-    embedded = embed_training_tasks(learner, embedding, jax.random.key(1), probe, tasks, 3)
+    embed = jax.jit(lambda key: embed_training_tasks(learner, embedding, key, probe, tasks, 3))
     membership = jnp.eye(2)[jnp.array([0, 0, 0, 0, 1, 1, 1, 1])]
-    assignment, steps = assign_tasks(learner, embedding, jax.random.key(2), probe, embedded, membership, task_set.tasks, 2)
+    assign = jax.jit(lambda *args: assign_tasks(learner, embedding, *args, membership, task_set.tasks, 2))
+    assignment, steps = assign(jax.random.key(2), probe, embed(jax.random.key(1)))
     assert float(steps) == 4 * 2 * 10
     # A member that always goes right and one that always goes left: who was chosen shows in the return.
     states = jax.vmap(learner.init)(jnp.stack([jax.random.key(3)] * 2))
     mean = states.params["params"]["mean"]["layer_1"]
     mean["kernel"], mean["bias"] = jnp.zeros_like(mean["kernel"]), jnp.array([[8.0], [-8.0]])
-    result = meta_test(learner, jax.random.key(4), states, assignment.nearest, task_set.tasks, 8, 4)
+    test = jax.jit(lambda *args: meta_test(learner, *args, task_set.tasks, 8, 4))
+    result = test(jax.random.key(4), states, assignment.nearest)
     assert float(result.steps) == 4 * 8 * 10
     sign = np.where(np.asarray(assignment.nearest) == 0, 1, -1) * np.array([1, 1, -1, -1])
     expected = 10 * (np.array([0.5, 1, 0.5, 1]) * sign + np.array([0, 0, 8, 8]))

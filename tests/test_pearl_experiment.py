@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -225,7 +223,7 @@ def test_memory_is_checked_before_anything_is_allocated(monkeypatch):
     monkeypatch.setattr(experiment.single, "check_memory", refuse)
     # 2 seeds x (single, its double, and 2 learners of oracle, herd and two controls, these 8 twice)
     with pytest.raises(ValueError, match=f"{2 * (2 + 8 + 8)} are too many"):
-        next(experiment.run())
+        experiment.run()
     assert not experiment.states
 
 
@@ -354,15 +352,14 @@ def test_replay_that_does_not_fit_gets_one_line(toy_cli, capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_quick_preset_on_real_physics(tmp_path):
-    """`tamherd run --algorithm pearl` as a user runs it, for one epoch of the herd."""
-    command = [sys.executable, "-m", "tamherd_jax.cli", "run", "--algorithm", "pearl", "--epochs", "1", "--out", "run"]
-    done = subprocess.run([*command, "--compilation-cache", "off"], capture_output=True, text=True, cwd=tmp_path, check=False)
+def test_the_quick_preset_on_real_physics(pearl_run):
+    """`tamherd run --algorithm pearl` as a user runs it, for one epoch of the probe and one of the herd."""
+    done = pearl_run.process
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for words in ("quick-pearl: 1 seed(s)", "probe 5/5", "herd and oracle 1/1", "String of PEARLs", "1004.5", "507.6", "414.9"):
+    for words in ("quick-pearl: 1 seed(s)", "probe 1/1", "herd and oracle 1/1", "String of PEARLs", "1004.5", "507.6", "414.9"):
         assert words in done.stdout
-    results, curves, _ = read_run(tmp_path / "run")
+    results, curves, _ = read_run(pearl_run.directory)
     assert results["config"]["preset"] == "quick-pearl"
     assert len(results["rows"]) == 3 * 2 * 4
     pearl = get_preset("quick-pearl").pearl

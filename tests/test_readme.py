@@ -4,10 +4,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from toy import untrained_herd
-
-from tamherd_jax.envs import ml2
-from tamherd_jax.maml import MAML, MAMLConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -60,10 +56,9 @@ def test_a_stranger_turns_a_brax_environment_into_a_task_set():
     np.testing.assert_allclose(states.reward, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_stranger_loads_a_trained_herd(tmp_path, monkeypatch, mujoco_env, capsys):
+def test_a_stranger_loads_a_trained_herd(tmp_path, monkeypatch, locomotion_herd, capsys):
     monkeypatch.chdir(tmp_path)
-    learner = MAML(mujoco_env, 4, MAMLConfig(episodes_per_task=2, horizon=6, hidden_sizes=(4,)))
-    untrained_herd(learner, ml2()).save("runs/quick-1/herd/seed-0")
+    locomotion_herd.save("runs/quick-1/herd/seed-0")
     names = run(0, 2)
     assert names["assignment"].member in (0, 1)
     assert names["action"].shape == (6,)

@@ -43,10 +43,10 @@ def finish(process):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(finished_toy, tmp_path_factory):
     """Results of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole")
-    finish(toy_run(out))
+    write_results(finished_toy, out)
     return out
 
 
@@ -104,9 +104,9 @@ def kill_after(process, lines, seconds):
 def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(uninterrupted, tmp_path):
     draw = random.Random(4)
     kills = 0
-    for _ in range(4):
+    for _ in range(3):
         kills += kill_after(toy_run(tmp_path), draw.randint(2, 6), draw.uniform(0.0, 0.1))
-    assert kills >= 3
+    assert kills >= 2
     output = finish(toy_run(tmp_path))
     assert "from None" not in output  # the last life did go on from a checkpoint
     assert_same_results(tmp_path, uninterrupted)
@@ -114,14 +114,15 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(uninterrupted
 
 def test_killed_while_a_checkpoint_is_written(uninterrupted, tmp_path):
     killed = 0
-    for _ in range(3):
+    for _ in range(2):
         process = toy_run(tmp_path)
         while process.poll() is None:
             if list((tmp_path / "checkpoints").glob("*.orbax-checkpoint-tmp")):
                 process.kill()
+            time.sleep(1e-3)  # the process needs the core more
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
-    assert killed == 3
+    assert killed == 2
     finish(toy_run(tmp_path))
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))  # what the killed left half written is cleared
     assert_same_results(tmp_path, uninterrupted)
@@ -404,7 +405,7 @@ def test_what_cannot_be_resumed_gets_one_line(toy_cli, capsys, copied):
     (copied / "config.json").write_text(json.dumps(toy_config().to_json()))
     cases = [
         (["--resume"], "--resume needs --out DIR"),
-        (["--resume", "--out", copied / "none"], "holds no run to go on with: config.json is missing"),
+        (["--resume", "--out", copied / "none"], "holds no run: config.json is missing"),
         (["--resume", "--out", copied, "--seeds", 5], "--seeds 5 contradicts"),
         (["--resume", "--out", copied, "--epochs", 9], "--epochs 9 contradicts"),
         (["--out", copied], "or go on with the run in it with --resume"),
@@ -469,7 +470,10 @@ def test_two_processes_that_share_three_seeds_give_the_results_of_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    finish(toy_command(tmp_path / "one", "--seeds", 3))
+    one = toy_experiment(seeds=3)
+    list(one.run())
+    (tmp_path / "one").mkdir()
+    write_results(one, tmp_path / "one")
     together = tmp_path / "two"
     shared = ["--seeds", 3, "--coordinator", f"localhost:{port}", "--processes", 2]
     processes = [toy_command(together, *shared, "--process-id", i) for i in range(2)]
@@ -488,20 +492,10 @@ def test_the_command_on_two_devices_killed_and_resumed(uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_command_killed_and_resumed_gives_the_same_bytes(tmp_path):
-    command = [sys.executable, "-m", "tamherd_jax.cli", "run", "--compilation-cache", "off", "--out"]
-    runs = {}
-    for name in ("whole", "killed"):
-        arguments = [*command, str(tmp_path / name), "--epochs", "1", "--checkpoint-every", "0"]
-        runs[name] = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        if name == "whole":
-            finish(runs[name])
-    for line in runs["killed"].stdout:
-        if line.startswith("probe 5/8"):
-            break
-    runs["killed"].kill()
-    runs["killed"].communicate()
-    resumed = subprocess.run([*command, str(tmp_path / "killed"), "--resume"], capture_output=True, text=True, check=False)
-    assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stderr == ""
-    assert_same_results(tmp_path / "killed", tmp_path / "whole")
+def test_the_real_command_killed_and_resumed_gives_the_same_bytes(quick_run, resumed_run):
+    """Three processes: one that nothing disturbed, one killed while the probe trained, one that went on from there."""
+    done = resumed_run.process
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "going on from checkpoint" in " ".join(done.stdout.split())
+    assert_same_results(resumed_run.directory, quick_run.directory)

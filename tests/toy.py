@@ -10,6 +10,7 @@ from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
 from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
+from tamherd_jax.herd.learner import ReplayLearner
 from tamherd_jax.maml import MAMLConfig, TRPOConfig
 
 
@@ -36,13 +37,13 @@ def toy_experiment(config=None, seeds=2, own_seeds=None, **options):
     return Experiment(config, PointMass(), point_tasks(), seeds=own_seeds, **options)
 
 
-def untrained_herd(learner, task_set, seed=0):
+def untrained_herd(learner, task_set):
     """A herd of two fresh members on clusters by hand, without a run."""
-    state = jax.jit(learner.init)(jax.random.key(seed))
-    state = learner.snapshot(state) if hasattr(learner, "snapshot") else state
+    state = jax.jit(learner.init)(jax.random.key(0))
+    state = learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
     members = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf.astype(leaf.dtype)]).astype(leaf.dtype), state)
     embedding = make_embedding(EmbeddingConfig())
     tasks, _ = stratified_tasks(task_set.tasks, 4)
     embed = jax.jit(lambda key: embed_training_tasks(learner, embedding, key, state, tasks, 1))
     counts = EpisodeCounts(embedding=1, probe=1, explore=1, test=2)
-    return Herd(learner, task_set, state, members, embedding, embed(jax.random.key(1)), np.array([0, 0, 1, 1]), counts, seed)
+    return Herd(learner, task_set, state, members, embedding, embed(jax.random.key(1)), np.array([0, 0, 1, 1]), counts, 0)

@@ -1,4 +1,4 @@
-"""The commands of `tamherd` but `run` and `report`, a module each; importing one must not import JAX."""
+"""The commands of `tamherd` but `run`, and what they share; importing any of it must not import JAX."""
 
 from __future__ import annotations
 

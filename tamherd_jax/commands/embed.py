@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,13 +84,7 @@ def run_config(options: Embed) -> Any:
     for name in FRESH_ONLY:
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for fresh probes; those of {options.directory} are trained")
-    path = Path(str(options.directory)) / "config.json"
-    try:
-        return ExperimentConfig.from_json(json.loads(path.read_text()))
-    except FileNotFoundError as error:
-        raise ValueError(f"{options.directory} holds no run: config.json is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    return ExperimentConfig.of_run(Path(str(options.directory)))
 
 
 def fresh_config(options: Embed) -> Any:
@@ -235,11 +228,12 @@ def train_probes(config: Any, directory: Path, console: Any) -> Any:
 
     with mistakes_of_the_user():
         experiment = Experiment(config)
+        events = experiment.train_probes()
     task_set, log = experiment.task_set, directory / "log.jsonl"
     work = config.probe_epochs * experiment.budget.single_epoch * config.seeds
     with ProgressDisplay(console, log, task_set.mode_names, task_set.modes, work) as display:
         display.note(f"{config.seeds} probe(s), {config.probe_epochs} epochs, physics {experiment.env.backend}")
-        for event in experiment.train_probes():
+        for event in events:
             display.show(event)
     return experiment, experiment.states["probe"]
 
@@ -264,8 +258,8 @@ def output_directory(options: Embed) -> Path:
 
 def write(directory: Path, config: Any, task_names: Any, arrays: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """embeddings.npz, embeddings.json and both figures of the first seed."""
-    from tamherd_jax.experiments.results import write_arrays, write_json
     from tamherd_jax.reporting.embedding_figures import embedding_figure
+    from tamherd_jax.serialization import write_arrays, write_json
 
     write_arrays(directory / "embeddings.npz", arrays)
     write_json(directory / "embeddings.json", {"config": config.to_json(), "tasks": list(task_names), "rows": rows})

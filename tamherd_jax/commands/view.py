@@ -9,18 +9,13 @@ from typing import Annotated
 import tyro
 
 from tamherd_jax.commands import mistakes_of_the_user
+from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class View(HerdOptions):
     """Adapt a trained herd of a run to a task and write an animation, before and after, that a browser opens offline."""
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """The run directory, or the directory of one saved herd."""
-    task: Annotated[str, tyro.conf.arg(metavar="NAME")]
-    """The task, such as walker-backward."""
-    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Which seed's herd. By default the run's first."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The page. By default view-TASK-seed-N.html in DIR."""
 
@@ -33,11 +28,8 @@ def view(options: View) -> None:
     """
     from rich.console import Console
 
-    from tamherd_jax.commands.evaluate import find_herd
-
     with mistakes_of_the_user():
-        herd = find_herd(options.directory, options.seed)
-        herd.task_set.index(options.task)
+        herd = find_herd(options)
         path = options.out or options.directory / f"view-{options.task}-seed-{herd.seed}.html"
         if not path.parent.is_dir():
             raise ValueError(f"cannot write {path}: {path.parent} is no directory")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -72,18 +73,9 @@ class TaskSet:
 
 def ml2() -> TaskSet:
     """ML2 version 1: Cheetah and Walker, forward and backward (paper section 5)."""
-    pairs = [(body, direction) for body in (CHEETAH, WALKER) for direction in (1, -1)]
-    return TaskSet(
-        name="ML2",
-        version=1,
-        task_names=tuple(f"{BODIES[body]}-{'forward' if direction > 0 else 'backward'}" for body, direction in pairs),
-        tasks=Task(
-            body=np.array([body for body, _ in pairs], np.int32),
-            direction=np.array([direction for _, direction in pairs], np.float32),
-        ),
-        mode_names=BODIES,
-        modes=np.array([body for body, _ in pairs]),
-    )
+    body, sign = _product((1, -1))
+    names = [f"{BODIES[b]}-{'forward' if s > 0 else 'backward'}" for b, s in zip(body, sign, strict=True)]
+    return _of_bodies("ML2", names, Task(body, sign.astype(np.float32)))
 
 
 VELOCITIES = (0.25, 0.75, 1.25, 1.75)
@@ -98,16 +90,9 @@ def ml2_vel() -> TaskSet:
 
     The reward for speed is `-abs(v - target)` (Finn et al. 2017, HalfCheetah goal velocity); bonus and control cost are ML2's.
     """
-    pairs = [(body, target) for body in (CHEETAH, WALKER) for target in VELOCITIES]
-    bodies = np.array([body for body, _ in pairs], np.int32)
-    return TaskSet(
-        name="ML2-Vel",
-        version=1,
-        task_names=tuple(f"{BODIES[body]}-{target}" for body, target in pairs),
-        tasks=Task(bodies, np.ones(len(pairs), np.float32), target=np.array([target for _, target in pairs], np.float32)),
-        mode_names=BODIES,
-        modes=bodies,
-    )
+    body, target = _product(VELOCITIES)
+    names = [f"{BODIES[b]}-{v}" for b, v in zip(body, target, strict=True)]
+    return _of_bodies("ML2-Vel", names, Task(body, np.ones(len(body), np.float32), target=target.astype(np.float32)))
 
 
 def ml2_params() -> TaskSet:
@@ -115,16 +100,20 @@ def ml2_params() -> TaskSet:
 
     Its environment is `Locomotion(..., variants=VARIANTS)`.
     """
-    pairs = [(body, variant) for body in (CHEETAH, WALKER) for variant in range(VARIANTS)]
-    bodies = np.array([body for body, _ in pairs], np.int32)
-    return TaskSet(
-        name="ML2-Params",
-        version=1,
-        task_names=tuple(f"{BODIES[body]}-variant-{variant}" for body, variant in pairs),
-        tasks=Task(bodies, np.ones(len(pairs), np.float32), variant=np.array([v for _, v in pairs], np.int32)),
-        mode_names=BODIES,
-        modes=bodies,
-    )
+    body, variant = _product(range(VARIANTS))
+    names = [f"{BODIES[b]}-variant-{v}" for b, v in zip(body, variant, strict=True)]
+    return _of_bodies("ML2-Params", names, Task(body, np.ones(len(body), np.float32), variant=variant.astype(np.int32)))
+
+
+def _product(values: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
+    """`[N]` body and value of every pair of Cheetah or Walker with a value."""
+    bodies, values = zip(*itertools.product((CHEETAH, WALKER), values), strict=True)
+    return np.array(bodies, np.int32), np.array(values)
+
+
+def _of_bodies(name: str, task_names: Sequence[str], tasks: Task) -> TaskSet:
+    """The first version of a task set whose modes are the bodies."""
+    return TaskSet(name, 1, tuple(task_names), tasks, BODIES, np.asarray(tasks.body))
 
 
 TASK_SETS: dict[str, Callable[[], TaskSet]] = {"ml2": ml2, "ml2-vel": ml2_vel, "ml2-params": ml2_params}

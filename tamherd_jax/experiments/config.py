@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from tamherd_jax.envs.tasks import TASK_SETS
@@ -126,6 +127,21 @@ class ExperimentConfig:
         if json.loads(json.dumps(config.to_json())) != document:
             raise ValueError("the configuration does not read back as it was written")
         return config
+
+    @classmethod
+    def of_run(cls, directory: Path) -> ExperimentConfig:
+        """The configuration of the run in a directory.
+
+        Raises:
+          ValueError: in one line, if there is none or it cannot be read.
+        """
+        path = directory / "config.json"
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise ValueError(f"{directory} holds no run: config.json is missing") from error
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 # What found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in 17 of 20.

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tamherd_jax.experiments.results import excluded, experiment_curves
+from tamherd_jax.experiments.results import excluded
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
 from tamherd_jax.herd.learner import ReplayLearner
@@ -45,5 +45,5 @@ def write_herds(experiment: Experiment, directory: Path) -> None:
 
 def sound_herds(experiment: Experiment) -> list[int]:
     """Positions in `experiment.seeds` of the seeds whose herd counts in the results."""
-    unsound = {entry["seed"] for entry in excluded(experiment, experiment_curves(experiment)) if entry["arm"] == "herd"}
+    unsound = {entry["seed"] for entry in excluded(experiment) if entry["arm"] == "herd"}
     return [index for index, seed in enumerate(experiment.seeds) if int(seed) not in unsound]

@@ -13,6 +13,7 @@ from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.envs.locomotion import locomotion_terms
 from tamherd_jax.experiments.herds import sound_herds, trained_herd
 from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.herd.algorithm import LatentLearner
 from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
 from tamherd_jax.physics.bodies import NQ
 from tamherd_jax.serialization import write_arrays
@@ -56,9 +57,10 @@ def _record_task(herd: Herd, name: str) -> dict[str, np.ndarray]:
 
 def phases(adapted: AdaptedPolicy) -> tuple[Episodes, Episodes]:
     """Exploration and test episodes, leaves `[R, T, ...]` on the host, as the environment saw them."""
-    # A learner that explores on more than the environment shows says how to take that away.
-    observed = getattr(adapted.learner, "observed", lambda episodes: episodes)
-    return jax.tree.map(np.asarray, (observed(adapted.before), adapted.after))
+    before = adapted.before
+    if isinstance(adapted.learner, LatentLearner):  # it explored on more than the environment shows
+        before = adapted.learner.observed(before)
+    return jax.tree.map(np.asarray, (before, adapted.after))
 
 
 def median_episode(episodes: Episodes) -> Episodes:
@@ -95,7 +97,7 @@ def _speeds(episode: Episodes, task: Task, action_scale: float) -> np.ndarray:
 
 def write_episodes(experiment: Experiment, directory: Path) -> None:
     """Record the first sound herd of a finished experiment on all its tasks to `episodes.npz`; nothing where there is none."""
-    sound = sound_herds(experiment)
-    if sound and isinstance(experiment.env, Locomotion):
+    sound = sound_herds(experiment) if isinstance(experiment.env, Locomotion) else []
+    if sound:
         herd = trained_herd(experiment, sound[0])
         write_arrays(directory / "episodes.npz", record(herd, herd.task_set.task_names))

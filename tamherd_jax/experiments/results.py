@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.ledger import taken_steps
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd import clustering
-from tamherd_jax.serialization import write_arrays, write_json
+from tamherd_jax.serialization import read_arrays, write_arrays, write_json
 
 SCHEMA = 1
 ARMS = ("oracle", "single", "herd")
@@ -34,13 +33,18 @@ def write_results(experiment: Experiment, directory: Path) -> None:
 def experiment_curves(experiment: Experiment) -> dict[str, np.ndarray]:
     """Everything recorded, `arm/quantity` -> `[S, E, ...]`, and the x-axes `arm/budget` `[E]`, `arm/taken` `[S, E]`."""
     curves = {name: np.stack(values, 1) for name, values in experiment.curves.items()}
-    probe = curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1)
+    probe = probe_steps(experiment, curves)
     for name, arm in experiment.arms.items():
         curves[f"{name}/budget"] = arm.budget(curves[f"{name}/after"].shape[1])
         first = {"probe": probe, "embeddings": experiment.partition(name).embedded.steps}
         charged = [np.asarray(first[part]) for part in arm.charged]
         curves[f"{name}/taken"] = taken_steps(curves[f"{arm.source}/steps"].sum(2), *charged)
     return curves
+
+
+def probe_steps(experiment: Experiment, curves: dict[str, np.ndarray]) -> np.ndarray:
+    """`[S]` steps really taken to train the probe."""
+    return curves["single/steps"][:, : experiment.config.probe_epochs].sum((1, 2))
 
 
 def arm_names(experiment: Experiment) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
 
     Nothing in it depends on the clock: the same seed, machine and command give the same bytes.
     """
-    task_set, config = experiment.task_set, experiment.config
+    task_set, config, left_out = experiment.task_set, experiment.config, excluded(experiment)
     return {
         "schema": SCHEMA,
         "package": {"name": "tamherd-jax", "version": tamherd_jax.__version__},
@@ -80,9 +84,9 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
             "body_of_task": [task_set.mode_names[mode] for mode in task_set.modes],
         },
         "config": config.to_json(),
-        "rows": statistic_rows(experiment, curves),
-        "excluded": excluded(experiment, curves),
-        "clusters": [cluster_summary(experiment, curves, i) for i in range(config.seeds)],
+        "rows": statistic_rows(experiment, curves, left_out),
+        "excluded": left_out,
+        "clusters": [cluster_summary(experiment, curves, i) for i in range(len(experiment.seeds))],
         "ledger": ledger(experiment, curves),
         "nonfinite_episodes": {
             name: int(curves[f"{experiment.arms[name].source}/nonfinite"].sum() + curves[f"{name}/test_nonfinite"].sum())
@@ -91,14 +95,15 @@ def results_document(experiment: Experiment, curves: dict[str, np.ndarray]) -> d
     }
 
 
-def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def statistic_rows(
+    experiment: Experiment, curves: dict[str, np.ndarray], left_out: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Meta-test returns per seed, arm and body (mean over the body's tasks).
 
     After adaptation: `best` epoch (of which the paper reports the median), `final` epoch, `last5` mean of the last five
-    epochs. Before adaptation: `before`, mean of the last five epochs. Seeds of an arm that is `excluded` have no rows.
+    epochs. Before adaptation: `before`, mean of the last five epochs. A seed's arm that is `left_out` has no rows.
     """
-    rows = []
-    left_out = {(entry["seed"], entry["arm"]) for entry in excluded(experiment, curves)}
+    rows, skipped = [], {(entry["seed"], entry["arm"]) for entry in left_out}
     for arm in arm_names(experiment):
         for mode, body in enumerate(experiment.task_set.mode_names):
             tasks = experiment.task_set.modes == mode
@@ -111,14 +116,14 @@ def statistic_rows(experiment: Experiment, curves: dict[str, np.ndarray]) -> lis
                 "before": before[:, -5:].mean(1),
             }
             for index, seed in enumerate(experiment.seeds):
-                if (int(seed), arm) in left_out:
+                if (int(seed), arm) in skipped:
                     continue
                 for name, values in statistics.items():
                     rows.append({"seed": int(seed), "arm": arm, "body": body, "statistic": name, "value": float(values[index])})
     return rows
 
 
-def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def excluded(experiment: Experiment) -> list[dict[str, Any]]:
     """Which seed's arm is left out of the statistics, since which epoch and why.
 
     A learner whose state stopped being finite was frozen; its seed's arm then counts no more. A herd depends on its probe too,
@@ -130,7 +135,7 @@ def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict
         entries.append({"seed": int(experiment.seeds[index]), "arm": arm, "learner": learner, "epoch": epoch, "why": why})
 
     for name in arm_names(experiment):
-        for index, learner, epoch, why in _faults(experiment, curves, experiment.arms[name].source):
+        for index, learner, epoch, why in _faults(experiment, experiment.arms[name].source):
             exclude(index, name, learner, epoch, why)
             if name == "single" and epoch <= experiment.config.probe_epochs:
                 for herd in (arm.name for arm in experiment.arms.values() if "probe" in arm.charged):
@@ -141,9 +146,9 @@ def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict
     return entries
 
 
-def _faults(experiment: Experiment, curves: dict[str, np.ndarray], arm: str) -> Iterator[tuple[int, int, int, str]]:
+def _faults(experiment: Experiment, arm: str) -> Iterator[tuple[int, int, int, str]]:
     """Index of the seed, learner, epoch and reason of each learner of an arm that was frozen."""
-    faults = curves[f"{arm}/fault"]  # [S, E, A]
+    faults = np.stack(experiment.curves[f"{arm}/fault"], 1)  # [S, E, A]
     for index, learner in np.argwhere(faults[:, -1] >= 0):
         epoch = int(np.argmax(faults[index, :, learner] >= 0)) + 1
         yield int(index), int(learner), epoch, f"{experiment.float_leaves[faults[index, -1, learner]]} is not finite"
@@ -199,7 +204,7 @@ def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, A
             **{arm: int(curves[f"{arm}/budget"][-1]) for arm in arm_names(experiment)},
         },
         "taken": {
-            "probe": curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1).astype(int).tolist(),
+            "probe": probe_steps(experiment, curves).astype(int).tolist(),
             "embedding": np.asarray(experiment.embedded.steps).astype(int).tolist(),
             **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in arm_names(experiment)},
         },
@@ -219,14 +224,11 @@ def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], di
     """
     try:
         results = json.loads((directory / "results.json").read_text())
-        arrays = []
-        for name in ("curves.npz", "embeddings.npz"):
-            with open(directory / name, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays.append({key: file[key] for key in file.files})
+        curves, embeddings = (read_arrays(directory / name) for name in ("curves.npz", "embeddings.npz"))
     except FileNotFoundError as error:
         raise ValueError(f"{directory} holds no finished run: {Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"the result files in {directory} cannot be read: {error}") from error
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         raise ValueError(f"{directory}/results.json is not of this version (schema {SCHEMA})")
-    return results, arrays[0], arrays[1]
+    return results, curves, embeddings

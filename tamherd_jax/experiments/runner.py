@@ -178,7 +178,7 @@ class Experiment:
         return [make[name]() for name in make if name in self.config.controls]
 
     def check_memory(self, stages: tuple[str, ...] = (PROBE, MEMBERS)) -> None:
-        """Refuse learners whose replay does not fit into memory; `run` does so before anything is allocated.
+        """Refuse learners whose replay does not fit into memory; `run` does so when it is called.
 
         Args:
           stages: that are to be run.
@@ -214,11 +214,16 @@ class Experiment:
     def run(self) -> Iterator[Progress]:
         """All stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner.
 
+        Nothing is allocated or looked at before the first event is asked for: a snapshot may still be put in.
+
         Raises:
-          ValueError: see `check_memory`.
+          ValueError: at the call, see `check_memory`.
         """
         self.check_memory()
-        yield from self.train_probes()
+        return self._run()
+
+    def _run(self) -> Iterator[Progress]:
+        yield from self._train_probes()
         if not self.done[EMBEDDINGS]:
             yield self._embed_and_cluster()
         yield from self._train_and_test(MEMBERS, 0)
@@ -228,9 +233,12 @@ class Experiment:
         """The first stage alone; afterwards `states["probe"]` `[S, ...]` are the probes.
 
         Raises:
-          ValueError: see `check_memory`.
+          ValueError: at the call, see `check_memory`.
         """
         self.check_memory((PROBE,))
+        return self._train_probes()
+
+    def _train_probes(self) -> Iterator[Progress]:
         yield from self._train_and_test(PROBE, 0)
         if "probe" not in self.states:
             trained = self.states["single"] if self.config.probe_epochs else self._init(self.arms["single"])

@@ -59,30 +59,24 @@ def clip(body: int, q: np.ndarray, rewards: np.ndarray, valid: np.ndarray) -> di
     }
 
 
-def player_data(episodes: dict[str, np.ndarray], task: str | None = None) -> dict[str, Any]:
-    """All that the player needs, ready for JSON: bodies, and per task its two clips.
-
-    Args:
-      episodes: what `episodes.npz` holds.
-      task: one task's name; all of them by default.
-    """
-    names = [str(name) for name in episodes["tasks"]]
-    chosen = [index for index, name in enumerate(names) if task in (None, name)]
-    used = sorted({int(episodes["body"][index]) for index in chosen})
+def player_data(episodes: dict[str, np.ndarray]) -> dict[str, Any]:
+    """All that the player needs of what `episodes.npz` holds, ready for JSON: bodies, and per task its two clips."""
+    bodies = episodes["body"].tolist()
     return {
         "seed": int(episodes["seed"]),
-        "bodies": {BODIES[body]: capsules(BODIES[body]) | {"dt": FRAME_SKIP[body] * TIMESTEP[body]} for body in used},
+        "bodies": {
+            BODIES[body]: capsules(BODIES[body]) | {"dt": FRAME_SKIP[body] * TIMESTEP[body]} for body in sorted(set(bodies))
+        },
         "tasks": [
             {
-                "name": names[index],
-                "body": BODIES[int(episodes["body"][index])],
+                "name": str(name),
+                "body": BODIES[body],
                 "member": int(episodes["member"][index]),
                 "clips": [
-                    clip(int(episodes["body"][index]), *(episodes[key][index, kind] for key in ("q", "rewards", "valid")))
-                    for kind in range(len(KINDS))
+                    clip(body, *(episodes[key][index, kind] for key in ("q", "rewards", "valid"))) for kind in range(len(KINDS))
                 ],
             }
-            for index in chosen
+            for index, (name, body) in enumerate(zip(episodes["tasks"], bodies, strict=True))
         ],
         "kinds": list(KINDS),
     }

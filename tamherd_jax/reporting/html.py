@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import jinja2
 from tamherd_jax.reporting import figures, paper, statistics, views
 from tamherd_jax.reporting.animation import player_data
 from tamherd_jax.reporting.run_files import RunFiles, arm_title
-from tamherd_jax.reporting.tables import interval, number
+from tamherd_jax.reporting.tables import interval, left_out_text, number, seeds_text
+from tamherd_jax.serialization import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -41,7 +41,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         table_number=paper.TABLE_NUMBER.get(algorithm, 1),
         paper_seeds=paper.PAPER_SEEDS,
         resamples=f"{statistics.RESAMPLES:,}",
-        lost_text=views.lost_text(results),
+        left_out=left_out_text(results),
         paper_table=views.paper_table(results, summaries),
         statistics_table=views.statistics_table(results, summaries),
         comparison_table=views.comparison_table(comparisons) if comparisons else None,
@@ -128,7 +128,7 @@ def subtitle(results: dict[str, Any]) -> str:
     c = results["config"]
     parts = [
         f"{c.get('algorithm', 'maml').upper()}",
-        views.seeds_text(c["seeds"]),
+        seeds_text(c["seeds"]),
         f"{c['member_epochs']} epoch{'s' * (c['member_epochs'] != 1)}",
     ]
     return " · ".join([*parts, f"physics {results['physics']}", f"device {results['device']}"])
@@ -172,7 +172,5 @@ def view_page(data: dict[str, Any], title: str, subtitle: str) -> str:
 
 def write_page(text: str, path: Path) -> Path:
     """Write a page at once, so that a browser never shows half of one."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: file.write(text.encode()))
     return path

@@ -21,8 +21,8 @@ PAPER_SEEDS = 10
 AMBIGUITIES = (
     (
         "meta-batch",
-        "5 task draws per task and epoch: 20 for the single learner; a herd shares the same 20 among its members, whatever "
-        "their clusters hold",
+        "5 task draws per task and epoch (10 in `tuned-maml`): 20 for the single learner (40); a herd shares as many among its "
+        "members, whatever their clusters hold",
     ),
     ("probe", "the single learner stopped after 10 epochs (8 in `quick`): the same key, so one training serves both"),
     (

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tamherd_jax.experiments.results import read_run
-
-KNOWN_ARMS = ("oracle", "single", "herd")
-"""Order of the paper's columns; further arms (controls) follow in the order of the file."""
+from tamherd_jax.experiments.results import ARMS, read_run
+from tamherd_jax.serialization import read_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +54,8 @@ def read_episodes(directory: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return read_arrays(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}; remove it to report without an animation") from error
 
 
@@ -79,8 +75,8 @@ def read_log(directory: Path) -> tuple[dict[str, Any], ...]:
 
 def arms(results: dict[str, Any]) -> list[str]:
     """The arms of a run: the paper's in its order, then the others in the file's."""
-    found = list(results.get("arms") or results["nonfinite_episodes"])  # older files have no list of their own
-    return [arm for arm in KNOWN_ARMS if arm in found] + [arm for arm in found if arm not in KNOWN_ARMS]
+    found = list(results["nonfinite_episodes"])  # which has an entry for every arm
+    return [arm for arm in ARMS if arm in found] + [arm for arm in found if arm not in ARMS]
 
 
 def arm_title(results: dict[str, Any], arm: str) -> str:

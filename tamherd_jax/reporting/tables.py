@@ -46,6 +46,16 @@ def paper_value(results: dict[str, Any], arm: str, body: str | None) -> float | 
     return float(np.mean(values)) if values else None
 
 
+def paper_columns(results: dict[str, Any]) -> list[str]:
+    """The arms that the paper has numbers for; all where it has none."""
+    return [arm for arm in arms(results) if paper_value(results, arm, None) is not None] or arms(results)
+
+
+def seeds_text(count: int) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def returns_table(results: dict[str, Any], statistic: str = "best", summaries: list[ArmSummary] | None = None) -> Table:
     """Returns after adaptation per arm and body, with 95% intervals where there are seeds for them.
 
@@ -53,13 +63,13 @@ def returns_table(results: dict[str, Any], statistic: str = "best", summaries: l
     layout; `last5` the interquartile mean over seeds of the mean of the last five epochs.
     """
     what = {"best": "best epoch, median", "last5": "mean of the last five epochs, interquartile mean"}[statistic]
-    count = results["config"]["seeds"]
-    title = f"Return after adaptation, {what} of {count} seed{'s' * (count > 1)}"
+    title = f"Return after adaptation, {what} of {seeds_text(results['config']['seeds'])}"
     cells = {(s.arm, s.body): _returns_cell(results, s, statistic) for s in summaries or summarize(results)}
     bodies = [*results["task_set"]["bodies"], None]
-    table = Table(title=title, caption=left_out_text(results))
+    lost = left_out_text(results)
+    table = Table(title=title, caption=lost and f"left out, see excluded in results.json: {lost}")
     if statistic == "best":
-        shown = [arm for arm in arms(results) if paper_value(results, arm, None) is not None] or arms(results)
+        shown = paper_columns(results)
         _fill(table, "Body", [arm_title(results, arm) for arm in shown])
         for body in bodies:
             style = "bold" if body is None else None
@@ -97,11 +107,10 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
     return table
 
 
-def left_out_text(results: dict[str, Any]) -> str | None:
-    """How many seeds each arm's statistics lack, None where they lack none."""
+def left_out_text(results: dict[str, Any]) -> str:
+    """How many seeds each arm's statistics lack; empty where they lack none."""
     lost = {arm: left_out(results, arm) for arm in arms(results)}
-    texts = [f"{arm_title(results, arm)}: {len(seeds)} of {results['config']['seeds']}" for arm, seeds in lost.items() if seeds]
-    return f"left out, see excluded in results.json: {'; '.join(texts)}" if texts else None
+    return "; ".join(f"{arm_title(results, arm)}: {len(s)} of {results['config']['seeds']}" for arm, s in lost.items() if s)
 
 
 def clusters_table(results: dict[str, Any], most: int = 20) -> Table:

@@ -10,9 +10,9 @@ import numpy as np
 
 from tamherd_jax.reporting import paper
 from tamherd_jax.reporting.figures import adaptation
-from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms, left_out
+from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms
 from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, mean
-from tamherd_jax.reporting.tables import body_name, fixed, interval, number, paper_value
+from tamherd_jax.reporting.tables import body_name, fixed, interval, number, paper_columns, paper_value, seeds_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +56,9 @@ def with_interval(value: Estimate, digits: int = 1, sign: bool = False) -> Cell:
     return Cell(fixed(value.value, digits, sign), small)
 
 
-def seeds_text(count: int) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{count} seed{'s' * (count != 1)}"
-
-
 def paper_table(results: dict[str, Any], summaries: list[ArmSummary]) -> TableView:
     """Table 1 or 2 in the paper's layout: a row a body, a column an arm; under each number the paper's and the difference."""
-    shown = [arm for arm in arms(results) if paper_value(results, arm, None) is not None] or arms(results)
+    shown = paper_columns(results)
 
     def cell(summary: ArmSummary) -> Cell:
         ours, theirs = summary.best, paper_value(results, summary.arm, summary.body)
@@ -254,14 +249,8 @@ def configuration_table(results: dict[str, Any]) -> TableView:
 def ambiguity_table() -> TableView:
     """What the paper leaves open, and what is done here."""
     rows = tuple(row(*(text.replace("`", "").replace("**", "") for text in pair)) for pair in paper.AMBIGUITIES)
-    return TableView("Each is an option or a documented decision", ("Open in the paper", "Here"), rows, True)
-
-
-def lost_text(results: dict[str, Any]) -> str:
-    """Which arms' statistics lack seeds, in a sentence."""
-    lost = [(arm_title(results, arm), len(left_out(results, arm))) for arm in arms(results)]
-    texts = [f"{title}: {count} of {results['config']['seeds']}" for title, count in lost if count]
-    return f"Left out (see below): {'; '.join(texts)}." if texts else "No learner was left out."
+    caption = "Each is an option or a documented decision; numbers are those of MAML"
+    return TableView(caption, ("Open in the paper", "Here"), rows, True)
 
 
 def verdict(run: RunFiles, summaries: list[ArmSummary], comparisons: list[Comparison]) -> list[str]:
