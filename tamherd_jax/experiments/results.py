@@ -34,7 +34,7 @@ def write_results(experiment: Experiment, directory: Path) -> None:
 def experiment_curves(experiment: Experiment) -> dict[str, np.ndarray]:
     """Everything recorded, `arm/quantity` -> `[S, E, ...]`, and the x-axes `arm/budget` `[E]`, `arm/taken` `[S, E]`."""
     curves = {name: np.stack(values, 1) for name, values in experiment.curves.items()}
-    probe = curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1)
+    probe = probe_steps(experiment, curves)
     for name, arm in experiment.arms.items():
         curves[f"{name}/budget"] = arm.budget(curves[f"{name}/after"].shape[1])
         first = {"probe": probe, "embeddings": experiment.partition(name).embedded.steps}
@@ -43,8 +43,13 @@ def experiment_curves(experiment: Experiment) -> dict[str, np.ndarray]:
     return curves
 
 
+def probe_steps(experiment: Experiment, curves: dict[str, np.ndarray]) -> np.ndarray:
+    """`[S]` environment steps that training the probe really took."""
+    return curves[f"{experiment.probe_arm}/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1)
+
+
 def arm_names(experiment: Experiment) -> tuple[str, ...]:
-    """The arms in the order of the result files: the paper's three, then the controls."""
+    """The arms in the order of the result files: the paper's three, then a probe of its own and the controls."""
     return (*ARMS, *(name for name in experiment.arms if name not in ARMS))
 
 
@@ -132,7 +137,7 @@ def excluded(experiment: Experiment, curves: dict[str, np.ndarray]) -> list[dict
     for name in arm_names(experiment):
         for index, learner, epoch, why in _faults(experiment, curves, experiment.arms[name].source):
             exclude(index, name, learner, epoch, why)
-            if name == "single" and epoch <= experiment.config.probe_epochs:
+            if name == experiment.probe_arm and epoch <= experiment.config.probe_epochs:
                 for herd in (arm.name for arm in experiment.arms.values() if "probe" in arm.charged):
                     exclude(index, herd, None, epoch, f"its probe: {why}")
     for name in (name for name in arm_names(experiment) if experiment.arms[name].charged):
@@ -199,7 +204,7 @@ def ledger(experiment: Experiment, curves: dict[str, np.ndarray]) -> dict[str, A
             **{arm: int(curves[f"{arm}/budget"][-1]) for arm in arm_names(experiment)},
         },
         "taken": {
-            "probe": curves["single/steps"].sum(2)[:, : experiment.config.probe_epochs].sum(1).astype(int).tolist(),
+            "probe": probe_steps(experiment, curves).astype(int).tolist(),
             "embedding": np.asarray(experiment.embedded.steps).astype(int).tolist(),
             **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in arm_names(experiment)},
         },
