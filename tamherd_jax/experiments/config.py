@@ -117,9 +117,7 @@ class ExperimentConfig:
 
     def _check_probe(self) -> None:
         if self.probe not in PROBES:
-            raise ValueError(
-                f"a probe is one of {', '.join(PROBES)}, not {self.probe!r}; probe epochs of 0 leave it untrained"
-            )
+            raise ValueError(f"a probe is one of {', '.join(PROBES)}, not {self.probe!r}; probe epochs of 0 leave it untrained")
         if self.probe != "meta" and self.algorithm != "maml":
             raise ValueError(
                 f"a {self.probe} probe is MAML without its inner step; one of {self.algorithm} is not implemented: what its "

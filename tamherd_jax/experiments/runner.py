@@ -488,7 +488,9 @@ class Experiment:
         for count in map(int, np.unique(counts)):
             rows = np.ix_(np.flatnonzero(counts == count), np.arange(count))
             pick = functools.partial(jax.tree.map, lambda leaf, rows=rows: _flatten(leaf[rows]))
-            out = self._train_rows(self.learner_of(count), pick(keys), pick(states), pick(weights), pick(faults), epochs, not arm.inherits)
+            out = self._train_rows(
+                self.learner_of(count), pick(keys), pick(states), pick(weights), pick(faults), epochs, not arm.inherits
+            )
             trail = _untrained(out[1], counts.size, arm.size) if trail is None else trail
             states, trail = (
                 jax.tree.map(lambda whole, part, rows=rows: _put(whole, rows, part), *pair)

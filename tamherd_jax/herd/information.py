@@ -41,7 +41,7 @@ def information_reward(episodes: Episodes, task: jax.Array, tasks: int, weight: 
     label = jnp.repeat(task, size // task.size)
     valid = episodes.valid.ravel()
     log_posterior = linear_discriminant(jnp.where(valid[:, None] > 0, features, 0.0), label, valid, tasks)
-    drawn = jnp.sum(jnp.any(task[:, None] == jnp.arange(tasks), 0))
+    drawn = jnp.sum(jnp.any(task[:, None] == jnp.arange(tasks)[None], 0))
     log_count = jnp.log(drawn.astype(features.dtype))
     gain = jnp.take_along_axis(log_posterior, label[:, None], 1)[:, 0] + log_count
     return (episodes.rewards + weight * jnp.clip(gain, -log_count, log_count).reshape(shape)) * episodes.valid
@@ -64,14 +64,14 @@ def linear_discriminant(features: jax.Array, label: jax.Array, weights: jax.Arra
     chex.assert_rank([features, label, weights], [2, 1, 1])
     with jax.default_matmul_precision("highest"):
         total = jnp.maximum(weights.sum(), 1.0)
-        centred = features - weights @ features / total
+        centred = features - (weights @ features / total)[None]
         scale = jnp.sqrt(weights @ centred**2 / total)
-        x = centred / jnp.where(scale > 0, scale, 1.0)
+        x = centred / jnp.where(scale > 0, scale, 1.0)[None]
         member = jax.nn.one_hot(label, classes, dtype=x.dtype) * weights[:, None]
         counts = member.sum(0)
         means = member.T @ x / jnp.maximum(counts, 1.0)[:, None]
         within = x - means[label]
-        covariance = (within.T * weights) @ within / total + RIDGE * jnp.eye(x.shape[1], dtype=x.dtype)
+        covariance = (within.T * weights[None]) @ within / total + RIDGE * jnp.eye(x.shape[1], dtype=x.dtype)
         directions = jax.scipy.linalg.solve(covariance, means.T, assume_a="pos")  # [F, N]
-        scores = x @ directions - jnp.sum(means.T * directions, 0) / 2
-    return jax.nn.log_softmax(jnp.where(counts > 0, scores, -jnp.inf), axis=-1)
+        scores = x @ directions - jnp.sum(means.T * directions, 0)[None] / 2
+    return jax.nn.log_softmax(jnp.where(counts[None] > 0, scores, -jnp.inf), axis=-1)
