@@ -120,8 +120,8 @@ class ExperimentConfig:
             raise ValueError(f"a probe is one of {', '.join(PROBES)}, not {self.probe!r}; probe epochs of 0 leave it untrained")
         if self.probe != "meta" and self.algorithm != "maml":
             raise ValueError(
-                f"a {self.probe} probe is MAML without its inner step; one of {self.algorithm} is not implemented: what its "
-                "replay holds was collected with, and paid by, earlier beliefs"
+                f"a {self.probe} probe is MAML without its inner step; {self.algorithm} has no such step, and its replay would "
+                "go on paying what an earlier batch's classifier said"
             )
         if self.reuse_probe and self.algorithm != "pearl":
             raise ValueError(
