@@ -314,9 +314,10 @@ def places_table(rows: list[dict[str, Any]], names: Any) -> Any:
 
 
 def _table(title: str, columns: Any) -> Any:
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table("embedding", "seed", title=title)
+    table = Table("embedding", "seed", title=title, box=SIMPLE, padding=(0, 1, 0, 0))  # narrow: it must fit 80 columns
     for name in columns:
         table.add_column(name, justify="right")
     return table
