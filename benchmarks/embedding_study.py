@@ -25,7 +25,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from tamherd_jax.envs import Locomotion, TaskSet, ml2
-from tamherd_jax.experiments.config import ExperimentConfig, get_preset
+from tamherd_jax.experiments.config import PROBES, ExperimentConfig, get_preset
+from tamherd_jax.experiments.learners import make_learner, make_probe_learner
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.algorithm import stratified_tasks
 from tamherd_jax.herd.clustering import ClusteringConfig
@@ -76,7 +77,14 @@ class Study:
     def learner(self) -> MAML:
         """The probe's meta-learner."""
         env = Locomotion(self.config.physics, self.config.expected_action_scale)
-        return MAML(env, self.config.draws_per_task * len(self.task_set), self.config.maml)
+        make = make_learner if self.config.probe == "meta" else make_probe_learner
+        learner: MAML = make(self.config, env, len(self.task_set))
+        return learner
+
+    @property
+    def name(self) -> str:
+        """Of the preset and the kind of probe, in the names of files and in records."""
+        return self.config.preset if self.config.probe == "meta" else f"{self.config.preset}-{self.config.probe}"
 
     @functools.cached_property
     def unravel(self) -> Callable[[jax.Array], Any]:
@@ -96,11 +104,11 @@ class Study:
 
     def probe_file(self, seed: int) -> Path:
         """Where a seed's probes are kept."""
-        return self.work / f"{self.config.preset}-probe-{seed}.npz"
+        return self.work / f"{self.name}-probe-{seed}.npz"
 
     def gram_file(self, seed: int, length: int) -> Path:
         """Where the Grams of a seed's probe are kept."""
-        return self.work / f"{self.config.preset}-gram-{seed}-{length}-stride{self.stride}.npz"
+        return self.work / f"{self.name}-gram-{seed}-{length}-stride{self.stride}.npz"
 
     def train(self, seed: int, lengths: tuple[int, ...]) -> dict[int, np.ndarray]:
         """Probes by length, as vectors; the keys are those of the single learner of `tamherd run`."""
@@ -219,7 +227,7 @@ def evaluations(study: Study, length: int, probes: list[dict[str, np.ndarray]]) 
         for linkage in LINKAGES:
             ari, accuracy = np.array([evaluate(*arrays, linkage, modes) for arrays in seeds]).T
             yield {
-                "preset": study.config.preset,
+                "preset": study.name,
                 "epochs": length,
                 "embedding": name,
                 "reward": reward,
@@ -255,7 +263,7 @@ def choices(study: Study, length: int, probes: list[dict[str, np.ndarray]]) -> I
                 parts = tuple(probe[f"fisher/{part}"][REWARDS.index(reward)] for part in ("gram", "cross", "norms"))
                 found.append(clustering.cluster(metric_of(parts, metric)[0], config).k)
             yield {
-                "preset": study.config.preset,
+                "preset": study.name,
                 "epochs": length,
                 "reward": reward,
                 "metric": metric,
@@ -314,6 +322,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="paper-maml")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--probe", default="meta", choices=list(PROBES), help="kind of probe")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--physics", default="planar")
     parser.add_argument("--stride", type=int, default=STRIDE, help="of a draw's transitions in exact Gram matrices")
@@ -347,10 +356,10 @@ def main() -> None:
         print(markdown(options.table, options.linkage))
         return
     options.work.mkdir(parents=True, exist_ok=True)
-    config = get_preset(options.preset, physics=options.physics)
+    config = get_preset(options.preset, physics=options.physics, probe=options.probe)
     study = Study(config, options.work, options.stride, tuple(options.embeddings))
     found = collect(study, options.seeds, tuple(sorted(options.lengths)), not options.present)
-    out = options.out or options.work / f"{options.preset}.csv"
+    out = options.out or options.work / f"{study.name}.csv"
     write_table(out, [record for length, grams in found.items() for record in evaluations(study, length, grams)])
     length = config.probe_epochs
     if "fisher" in study.embeddings and length in found:

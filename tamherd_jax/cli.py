@@ -47,8 +47,13 @@ class Run(EmbeddingOptions):
     """Run directory. By default a new one under runs/."""
     embedding: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """How tasks are embedded; fisher, transition, gradient, latent or another name that tamherd embed --help lists."""
+    probe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The probe: meta, the single learner stopped early (default), or with MAML one of its own: multitask, without the inner
+    step, or discriminative, multitask and paid for telling tasks apart."""
     probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Epochs after which the single learner is frozen as the probe; 0 leaves the probe untrained. By default the preset's."""
+    """Epochs after which the probe is frozen; 0 leaves it untrained. By default the preset's."""
+    reuse_probe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Herd members of PEARL start from the probe's replay of their tasks, not from a fresh initial collection."""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The task set: ml2 (default), ml2-vel (target velocities) or ml2-params (perturbed bodies)."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -205,7 +210,9 @@ def new_config(options: Run) -> Any:
         "controls": parse_controls(options.controls, preset.algorithm),
         "embedding": options.embedding_config(options.embedding, preset.embedding),
         "clustering": options.clustering(preset.clustering),
+        "probe": options.probe,
         "probe_epochs": options.probe_epochs,
+        "reuse_probe": options.reuse_probe or None,
         "epochs_per_call": options.epochs_per_call,
     }
     return get_preset(name, member_epochs=options.epochs, physics=options.physics, tasks=options.tasks, **overrides)
@@ -223,10 +230,11 @@ def read_config(options: Run) -> Any:
         raise ValueError("--resume needs --out DIR, the run to go on with")
     path, config = options.out / "config.json", ExperimentConfig.of_run(options.out)
     fields = {"epochs": "member_epochs"}
-    named: dict[str, Any] = {"preset": options.preset and preset_name(options.preset, config.algorithm)}
+    named: dict[str, Any] = {"reuse_probe": options.reuse_probe or None}
+    named |= {"preset": options.preset and preset_name(options.preset, config.algorithm)}
     named["controls"] = parse_controls(options.controls, config.algorithm)
     names = ("preset", "seeds", "first_seed", "algorithm", "epochs", "epochs_per_call", "tasks", "physics", "probe_epochs")
-    for name in (*names, "controls"):
+    for name in (*names, "probe", "reuse_probe", "controls"):
         asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")

@@ -10,6 +10,8 @@ Nothing here knows of environments, policies or herds. Axes: N matrices, n sampl
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ Params = Any
 # Samples in a block of the kernel: a CPU wants its blocks in cache, a GPU wants large matrix products (measured).
 BLOCK_ROWS = {"cpu": 512}
 BLOCK_ROWS_ELSEWHERE = 2048
+# Entries of all matrices held at a time where blocks of them are formed (measured on a CPU: 2^25 took a fifth longer).
+BLOCK_ENTRIES = 2**23
 
 
 @struct.dataclass
@@ -37,6 +41,24 @@ class ScoreFactors:
       inputs: per dense layer `[..., n, in_l (+1)]`, with a trailing 1 where the layer has a bias.
       deltas: per dense layer `[..., n, out_l]`, the log density's gradient at the layer's output.
       rest: `[..., n, r]`, the gradient of every other parameter, flattened.
+    """
+
+    inputs: tuple[jax.Array, ...]
+    deltas: tuple[jax.Array, ...]
+    rest: jax.Array
+
+
+@struct.dataclass
+class JacobianFactors:
+    """B score-like rows for each of n inputs, in factors: `F = sum_t w_t G_t^T G_t` with G_t `[B, d]`.
+
+    Such are the rows of an expectation over outputs (see `gaussian_factors`): they share the layers' inputs, so that
+    `<F_i, F_j>_F = sum_ts w_it w_js |G_it G_js^T|_F^2` costs far less than with B n samples.
+
+    Attributes:
+      inputs: per dense layer `[..., n, in_l (+1)]`, with a trailing 1 where the layer has a bias.
+      deltas: per dense layer `[..., n, B, out_l]`.
+      rest: `[..., n, B, r]`.
     """
 
     inputs: tuple[jax.Array, ...]
@@ -92,7 +114,7 @@ def fisher_gram(
     """
     flat_a = flatten_samples(scores_a, 2)
     flat_b = None if scores_b is None else flatten_samples(scores_b, 2)
-    return _blocked_gram(_dot, flat_a, weights_a, flat_b, weights_b, block_rows)
+    return _blocked_gram(lambda a, b: _dot(a, b) ** 2, flat_a, weights_a, flat_b, weights_b, block_rows)
 
 
 def factor_gram(
@@ -104,7 +126,7 @@ def factor_gram(
     block_rows: int | None = None,
 ) -> jax.Array:
     """`fisher_gram` for factorised scores: leaves `[Na, n, ...]` and `[Nb, m, ...]`, no per-sample gradient is formed."""
-    return _blocked_gram(factor_kernel, factors_a, weights_a, factors_b, weights_b, block_rows)
+    return _blocked_gram(lambda a, b: factor_kernel(a, b) ** 2, factors_a, weights_a, factors_b, weights_b, block_rows)
 
 
 def gram_norms(factors: ScoreFactors, weights: jax.Array, *, block_rows: int | None = None) -> jax.Array:
@@ -138,7 +160,7 @@ class _Blocks(NamedTuple):
 def _blocked_gram(
     kernel: Callable, rows_a: Any, weights_a: jax.Array, rows_b: Any, weights_b: Any, size: int | None
 ) -> jax.Array:
-    """Gram of a squared kernel from blocks of about `size` samples, one pair of blocks in memory at a time."""
+    """Gram of a kernel, squared already, from blocks of about `size` samples, one pair of blocks in memory at a time."""
     symmetric = rows_b is None
     chex.assert_rank([weights_a] if symmetric else [weights_a, weights_b], 2)
     size = size or BLOCK_ROWS.get(jax.default_backend(), BLOCK_ROWS_ELSEWHERE)
@@ -180,12 +202,133 @@ def _split(rows: Any, weights: jax.Array, size: int) -> _Blocks:
 
 
 def _block_sum(kernel: Callable, a: tuple[Any, jax.Array], b: tuple[Any, jax.Array]) -> jax.Array:
-    """`[Ga, Gb]` sums of `w w' k^2` over the samples of each pair of tasks in two blocks."""
+    """`[Ga, Gb]` sums of `w w' k` over the samples of each pair of tasks in two blocks."""
     (rows_a, weights_a), (rows_b, weights_b) = a, b
-    squares = kernel(rows_a, rows_b) ** 2
-    squares = squares.reshape(-1, *weights_b.shape)
+    squares = kernel(rows_a, rows_b).reshape(-1, *weights_b.shape)
     partial = (squares * weights_b).sum(-1).reshape(*weights_a.shape, -1)
     return jnp.einsum("gt,gth->gh", weights_a, partial, precision="highest")
+
+
+# Inner products of rows that share their inputs --------------------------------------------------------------------------
+
+
+def jacobian_gram(
+    a: JacobianFactors,
+    weights_a: jax.Array,
+    b: JacobianFactors | None = None,
+    weights_b: jax.Array | None = None,
+    *,
+    moments: bool | None = None,
+) -> jax.Array:
+    """Gram `<F_i, F_j>_F` of `F_i = sum_t w_it G_it^T G_it`, exact, in the cheaper of two ways.
+
+    By pairs of inputs it costs `n m (sum_l in_l + B^2 sum_l out_l)` products. By moments it is linear in the number of inputs:
+    a block of F is `sum_t w_t (D_l^T D_m)_t (x) (x_l x_m^T)_t`, a matrix product over t of which only as much is held as fits,
+    and where l = m either factor is symmetric, so that about an eighth of F's `d^2` entries is computed a layer.
+
+    Args:
+      a: leaves `[Na, n, ...]`.
+      weights_a: `[Na, n]`, of either sign; 0 removes an input (its rows must still be finite).
+      b, weights_b: the same for the columns, `[Nb, m, ...]`; left out, the rows themselves, for half the work.
+      moments: which way; None takes the one of fewer products.
+
+    Returns:
+      `[Na, Nb]`, or a symmetric `[Na, Na]`.
+    """
+    chex.assert_rank([weights_a] if weights_b is None else [weights_a, weights_b], 2)
+    if moments is None:
+        moments = _moments_are_cheaper(a, weights_a.size, None if weights_b is None else weights_b.size)
+    if moments:
+        return _moment_gram(a, weights_a, b, weights_b)
+    return _blocked_gram(_squared_products, a, weights_a, b, weights_b, None)
+
+
+def group_rows(factors: ScoreFactors, rows: int) -> JacobianFactors:
+    """Factors `[n B, ...]` of which each B = `rows` in a row have the same input, as `[n, B, ...]`."""
+    deltas, rest = jax.tree.map(lambda leaf: leaf.reshape(-1, rows, leaf.shape[-1]), (factors.deltas, factors.rest))
+    return JacobianFactors(tuple(x[::rows] for x in factors.inputs), deltas, rest)
+
+
+def _moments_are_cheaper(factors: JacobianFactors, inputs: int, others: int | None) -> bool:
+    """Whether there are fewer products by moments than by pairs, of so many inputs with others or among themselves."""
+    shapes = [(x.shape[-1], delta.shape[-1]) for x, delta in _layers(factors)]
+    pairs = inputs**2 / 2 if others is None else inputs * others
+    entries = 0
+    for (i, (in_i, out_i)), (j, (in_j, out_j)) in itertools.combinations_with_replacement(enumerate(shapes), 2):
+        entries += _entries(in_i, in_j, i == j) * _entries(out_i, out_j, i == j)
+    by_pairs = pairs * sum(wide + factors.rest.shape[-2] ** 2 * out for wide, out in shapes)
+    return (inputs + (others or 0)) * entries < by_pairs
+
+
+def _entries(first: int, second: int, symmetric: bool) -> int:
+    return first * (first + 1) // 2 if symmetric else first * second
+
+
+def _layers(factors: JacobianFactors) -> list[tuple[jax.Array, jax.Array]]:
+    """Inputs and deltas of each layer; the rest is one whose input is 1."""
+    constant = jnp.ones((*factors.rest.shape[:-2], 1), factors.rest.dtype)
+    rest = [(constant, factors.rest)] if factors.rest.shape[-1] else []
+    return [*zip(factors.inputs, factors.deltas, strict=True), *rest]
+
+
+def _squared_products(a: JacobianFactors, b: JacobianFactors) -> jax.Array:
+    """`|G_t G_s^T|_F^2` `[n, m]`, one pair of rows after the other so that n x m is all that is held."""
+    layers = list(zip(_layers(a), _layers(b), strict=True))
+    inputs = [_dot(x_a, x_b) for (x_a, _), (x_b, _) in layers]
+
+    def add(total: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        deltas = [_dot(d_a[:, row[0]], d_b[:, row[1]]) for (_, d_a), (_, d_b) in layers]
+        return total + sum(x * delta for x, delta in zip(inputs, deltas, strict=True)) ** 2, None
+
+    rows = a.rest.shape[-2], b.rest.shape[-2]
+    start = jnp.zeros((a.rest.shape[0], b.rest.shape[0]), a.rest.dtype)
+    return jax.lax.scan(add, start, tuple(jnp.asarray(i) for i in np.indices(rows).reshape(2, -1)))[0]
+
+
+def _moment_gram(a: JacobianFactors, weights_a: jax.Array, b: JacobianFactors | None, weights_b: Any) -> jax.Array:
+    """The Gram as a sum over pairs of layers of the inner products of the matrices' blocks."""
+    sides = [(_layers(a), weights_a)] if b is None else [(_layers(a), weights_a), (_layers(b), weights_b)]
+    pairs = itertools.combinations_with_replacement(range(len(sides[0][0])), 2)
+    gram: Any = sum(_block_gram([(layers[i], layers[j], weights) for layers, weights in sides], i == j) for i, j in pairs)
+    return (gram + gram.T) / 2 if b is None else gram
+
+
+def _block_gram(sides: list[tuple[Any, Any, jax.Array]], symmetric: bool) -> jax.Array:
+    """Inner products of one block of the matrices (two if it lies off the diagonal), some of its rows at a time."""
+    # Samples last, so that what is picked out are whole vectors of them; an input is one row of its own.
+    samples_last = functools.partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, 1, -1))
+    sides = [(*(samples_last((x[:, :, None], delta)) for x, delta in layers), weights) for *layers, weights in sides]
+    (x_1, d_1), (x_2, d_2), _ = sides[0]
+    columns, rows = (_index_pairs(u.shape[2], v.shape[2], symmetric) for u, v in ((x_1, x_2), (d_1, d_2)))
+    tasks = sum(weights.shape[0] for *_, weights in sides)
+    count = min(max(BLOCK_ENTRIES // (tasks * columns[0].size), 1), rows[0].size)
+    chunks = -(-rows[0].size // count)
+    padded = [jnp.asarray(np.pad(part, (0, chunks * count - part.size)).reshape(chunks, count)) for part in rows]
+
+    def add(gram: jax.Array, some: list[jax.Array]) -> tuple[jax.Array, None]:
+        def block(task: Any) -> jax.Array:
+            (x_1, d_1), (x_2, d_2), weights = task
+            return _dot(_products(d_1, d_2, some) * weights[None], _products(x_1, x_2, columns))
+
+        flat = [jax.lax.map(block, side).reshape(side[2].shape[0], -1) for side in sides]
+        return gram + _dot(flat[0], flat[-1]), None
+
+    start = jnp.zeros((sides[0][2].shape[0], sides[-1][2].shape[0]), d_1.dtype)
+    return jax.lax.scan(add, start, padded)[0] * (1 if symmetric else 2)
+
+
+def _products(u: jax.Array, v: jax.Array, pairs: Any) -> jax.Array:
+    """`scale sum_k u_k[o] v_k[p]` `[pairs, n]` at every sample, of u `[B, O, n]` and v `[B, P, n]`, for pairs (o, p)."""
+    o, p, scale = pairs
+    # Not `jnp.sum`, with which XLA would write all B products to memory first (measured: nine times the time).
+    total = sum(u[k][o] * v[k][p] for k in range(u.shape[0]))
+    return total * jnp.asarray(scale, u.dtype)[:, None]
+
+
+def _index_pairs(first: int, second: int, symmetric: bool) -> list[np.ndarray]:
+    """Indices (o, p) of a matrix's entries, and the scale of each in a sum of squares; of a symmetric one those on one side."""
+    o, p = np.triu_indices(first) if symmetric else np.indices((first, second)).reshape(2, -1)
+    return [o, p, np.where(o == p, 1.0, np.sqrt(2.0)) if symmetric else np.ones(o.size)]
 
 
 # Factorised scores of Linen models -----------------------------------------------------------------------------------

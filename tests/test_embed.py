@@ -161,7 +161,7 @@ def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, ca
         (["--choose-by", "gap"], "it needs --clusters auto"),
         (["--test-probes", "0"], "test probes must be at least 1"),
         (["--preset", "nonsense"], "unknown preset"),
-        (["--probe", "psychic"], "a probe is meta or multitask, not 'psychic'"),
+        (["--probe", "psychic"], "a probe is one of meta, multitask, discriminative, not 'psychic'"),
         (["--probe", "multitask", "--algorithm", "pearl"], "a multitask probe is MAML without its inner step"),
     ],
 )
@@ -203,6 +203,9 @@ def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):
         (["--clusters", "-1"], "clusters is a positive number or 'auto'"),
         (["--normalisation", "sigmoid"], "embedding reward is one of"),
         (["--probe-epochs", "-1"], "probe epochs must not be negative"),
+        (["--probe", "discriminative", "--algorithm", "pearl"], "a discriminative probe is MAML without its inner step"),
+        (["--reuse-probe"], "reusing the probe's trajectories needs algorithm pearl"),
+        (["--reuse-probe", "--algorithm", "pearl", "--probe-epochs", "0"], "no trajectories of a probe of 0 epochs"),
     ],
 )
 def test_mistakes_in_options_of_a_run(options, words, tmp_path, monkeypatch, capsys):

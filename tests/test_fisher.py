@@ -233,6 +233,56 @@ def test_closed_form_against_many_sampled_actions():
     np.testing.assert_allclose(scores.T @ scores / n, expected, atol=0.04 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.parametrize(("name", "precision"), [("gaussian", "float32"), ("heads", "float64")])
+def test_gram_of_rows_that_share_inputs_is_the_dense_one(name, precision, monkeypatch):
+    monkeypatch.setattr(fisher, "BLOCK_ENTRIES", 40)  # several chunks, the last one padded
+    x64, tolerance = PRECISIONS[precision]
+    with jax.enable_x64(x64):
+        check_shared_inputs(POLICIES[name], tolerance)
+
+
+def check_shared_inputs(policy, tolerance):
+    params = init(policy)
+    (obs_a, _, weights_a), (obs_b, _, weights_b) = samples(3, 4, seed=3), samples(2, 5, seed=4)
+
+    @jax.jit
+    def rows(obs):
+        parts = jax.vmap(partial(fisher.gaussian_factors, policy.apply, params))(obs)
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), *parts)
+
+    def weights_of(weights, inputs):
+        """Of every input, then those of the deviation: the sum of all where it does not depend on the input."""
+        return jnp.concatenate([weights, weights if inputs == 2 * weights.shape[1] else weights.sum(1, keepdims=True)], 1)
+
+    def dense(factors, weights):
+        scores = np.asarray(fisher.dense_scores(factors), np.float64)
+        return np.einsum("nt,nta,ntb->nab", np.repeat(weights, ACTION, 1), scores, scores).reshape(len(weights), -1)
+
+    flat = [rows(obs) for obs in (obs_a, obs_b)]
+    weights = [weights_of(w, f.rest.shape[1] // ACTION) for w, f in zip((weights_a, weights_b), flat, strict=True)]
+    first, second = map(dense, flat, weights)
+    a, b = (jax.vmap(lambda f: fisher.group_rows(f, ACTION))(f) for f in flat)
+    for moments in (True, False):
+        gram = jax.jit(partial(fisher.jacobian_gram, moments=moments))
+        symmetric = gram(a, weights[0])
+        close(symmetric, first @ first.T, tolerance)
+        np.testing.assert_array_equal(symmetric, symmetric.T)
+        close(gram(a, weights[0], b, weights[1]), first @ second.T, tolerance)
+
+
+def test_the_way_of_fewer_products_is_taken():
+    """By hand, layers (in 2, out 3) and rest (1, 2), B = 2: a pair costs 2 + 1 + 4 (3 + 2), an input 3 x 6 + 2 x 6 + 3."""
+
+    def factors(inputs):
+        shapes = {"x": (1, inputs, 2), "delta": (1, inputs, 2, 3), "rest": (1, inputs, 2, 2)}
+        leaves = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+        return fisher.JacobianFactors((leaves["x"],), (leaves["delta"],), leaves["rest"])
+
+    for inputs in (2, 3, 4):
+        assert fisher._moments_are_cheaper(factors(inputs), inputs, None) == (33 * inputs < 23 * inputs**2 / 2)
+        assert fisher._moments_are_cheaper(factors(inputs), inputs, 7) == (33 * (inputs + 7) < 23 * inputs * 7)
+
+
 @pytest.mark.parametrize(("name", "rows"), [("gaussian", ACTION), ("shared", ACTION), ("heads", 4 * ACTION)])
 def test_deviation_rows_are_shared_where_the_state_does_not_matter(name, rows):
     policy = POLICIES[name]

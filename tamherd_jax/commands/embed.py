@@ -35,7 +35,8 @@ class Embed(EmbeddingOptions):
     algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Meta-learner of fresh probes. By default the preset's."""
     probe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """How fresh probes learn: meta (the default), or multitask, without the inner step of MAML."""
+    """How fresh probes learn: meta (the default) or, with MAML, multitask, without the inner step, or discriminative, multitask
+    and paid for telling tasks apart."""
     probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Epochs of fresh probes; 0 leaves them untrained. By default the preset's."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -95,14 +96,8 @@ def fresh_config(options: Embed) -> Any:
     """
     from tamherd_jax.experiments.config import get_preset, preset_name
 
-    names = ("seeds", "first_seed", "algorithm", "physics", "probe_epochs")
+    names = ("seeds", "first_seed", "algorithm", "physics", "probe", "probe_epochs")
     config = get_preset(preset_name(options.preset, options.algorithm), **{name: getattr(options, name) for name in names})
-    if options.probe not in (None, "meta", "multitask"):
-        raise ValueError(f"a probe is meta or multitask, not {options.probe!r}; --probe-epochs 0 leaves it untrained")
-    if options.probe == "multitask":
-        if config.algorithm != "maml":
-            raise ValueError(f"a multitask probe is MAML without its inner step; there is none of {config.algorithm}")
-        config = dataclasses.replace(config, maml=dataclasses.replace(config.maml, inner_steps=0))
     # Nothing follows the probe, and replay need hold no more than it sees.
     return dataclasses.replace(config, member_epochs=1, single_epochs=max(config.probe_epochs, 1))
 
@@ -313,9 +308,10 @@ def places_table(rows: list[dict[str, Any]], names: Any) -> Any:
 
 
 def _table(title: str, columns: Any) -> Any:
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table("embedding", "seed", title=title)
+    table = Table("embedding", "seed", title=title, box=SIMPLE, padding=(0, 1, 0, 0))  # narrow: it must fit 80 columns
     for name in columns:
         table.add_column(name, justify="right")
     return table

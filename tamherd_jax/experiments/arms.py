@@ -34,6 +34,7 @@ class Arm:
       explore: exploration episodes of a meta-test.
       budget: epochs -> environment steps that may have been taken after each, `[epochs]`.
       charged: what its steps begin with, of "probe" and "embedding".
+      inherits: its learners start with the probe's replay of their tasks and collect none of their own before the first epoch.
       grouped: every seed has its own number of learners, at most A; the others of the A are never trained or given a task.
     """
 
@@ -48,6 +49,7 @@ class Arm:
     explore: int
     budget: Callable[[int], np.ndarray]
     charged: tuple[str, ...] = ()
+    inherits: bool = False
     grouped: bool = False
 
     @property

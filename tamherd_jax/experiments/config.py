@@ -24,6 +24,14 @@ CONTROLS = {
     "double-gradient": "a single PEARL learner that takes twice the gradient steps, as many as a herd of two",
 }
 """Further arms that a run may have, and what each is."""
+PROBES = {
+    "meta": "the single learner, stopped early",
+    "multitask": "MAML without its inner step: one policy for all tasks",
+    "discriminative": "a multitask probe that is also paid for telling tasks apart (see `herd.information`)",
+}
+"""Kinds of probe. One that is not `meta` is a learner of its own, an arm with the kind's name."""
+_LATER = ("probe", "reuse_probe")
+"""Fields that came after the first results: JSON has them only where they are not the default, so that those read back."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +46,9 @@ class ExperimentConfig:
       tasks: name of a task set of `envs.TASK_SETS`.
       physics: backend name.
       expected_action_scale: environment actions are `clip(a / scale, -1, 1)`; garage has 10 for MAML, 1 for PEARL.
-      probe_epochs: epochs of the single learner after which it is frozen as the probe; 0 for one that is not trained.
+      probe: kind of the probe, of `PROBES`.
+      probe_epochs: epochs after which the probe is frozen; 0 for one that is not trained.
+      reuse_probe: PEARL's herd members start from the probe's replay of their tasks in place of a fresh initial collection.
       member_epochs: epochs of every herd member and oracle learner.
       single_epochs: epochs of the single learner; enough to get at least the herd's environment steps, probe included.
       draws_per_task: task draws an epoch for each of the N tasks; a herd shares the same total among its members.
@@ -61,7 +71,9 @@ class ExperimentConfig:
     tasks: str = "ml2"
     physics: str = "auto"
     expected_action_scale: float = 10.0
+    probe: str = "meta"
     probe_epochs: int = 10
+    reuse_probe: bool = False
     member_epochs: int = 40
     single_epochs: int = 51
     draws_per_task: int = 5
@@ -101,7 +113,24 @@ class ExperimentConfig:
             raise ValueError(f"unknown task set {self.tasks!r}; choose from {', '.join(TASK_SETS)}")
         if self.embedding.kind == "latent" and self.algorithm != "pearl":
             raise ValueError("embedding kind 'latent' is the posterior of a PEARL probe; it needs algorithm pearl")
+        self._check_probe()
         self._check_controls()
+
+    def _check_probe(self) -> None:
+        if self.probe not in PROBES:
+            raise ValueError(f"a probe is one of {', '.join(PROBES)}, not {self.probe!r}; probe epochs of 0 leave it untrained")
+        if self.probe != "meta" and self.algorithm != "maml":
+            raise ValueError(
+                f"a {self.probe} probe is MAML without its inner step; {self.algorithm} has no such step, and its replay would "
+                "go on paying what an earlier batch's classifier said"
+            )
+        if self.reuse_probe and self.algorithm != "pearl":
+            raise ValueError(
+                f"reusing the probe's trajectories needs algorithm pearl: {self.algorithm} learns from trajectories of the "
+                "learner's own policy, which a fresh member's is not"
+            )
+        if self.reuse_probe and self.probe_epochs == 0:
+            raise ValueError("there are no trajectories of a probe of 0 epochs to reuse")
 
     def _check_controls(self) -> None:
         for name in self.controls:
@@ -114,7 +143,8 @@ class ExperimentConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain nested dictionary, as result files carry it."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self).items()
+        return {name: value for name, value in fields if name not in _LATER or value != getattr(type(self), name)}
 
     @classmethod
     def from_json(cls, document: Any) -> ExperimentConfig:
@@ -123,7 +153,8 @@ class ExperimentConfig:
         Raises:
           ValueError: in one line, if a field is missing, unknown or impossible.
         """
-        config: ExperimentConfig = rebuild(cls, document)
+        later = {name: getattr(cls, name) for name in _LATER}
+        config: ExperimentConfig = rebuild(cls, later | document if isinstance(document, dict) else document)
         if json.loads(json.dumps(config.to_json())) != document:
             raise ValueError("the configuration does not read back as it was written")
         return config

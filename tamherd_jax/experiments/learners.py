@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from tamherd_jax.experiments.config import ExperimentConfig
+from tamherd_jax.herd.information import information_reward
 from tamherd_jax.maml.learner import MAML
 from tamherd_jax.pearl import PEARL
 
@@ -23,6 +24,13 @@ def make_learner(config: ExperimentConfig, env: Any, tasks: int, learners: int =
     if config.algorithm == "pearl":
         return PEARL(env, draws, tasks, dataclasses.replace(config.pearl, replay_capacity=replay_capacity(config, tasks)))
     return MAML(env, draws, config.maml)
+
+
+def make_probe_learner(config: ExperimentConfig, env: Any, tasks: int) -> Any:
+    """The learner of a probe that is not the single learner; arguments as in `make_learner`."""
+    plain = dataclasses.replace(config.maml, inner_steps=0)
+    reward = information_reward if config.probe == "discriminative" else None
+    return MAML(env, max(1, config.draws_per_task * tasks), plain, reward)
 
 
 def replay_capacity(config: ExperimentConfig, tasks: int) -> int:

@@ -44,11 +44,11 @@ def experiment_curves(experiment: Experiment) -> dict[str, np.ndarray]:
 
 def probe_steps(experiment: Experiment, curves: dict[str, np.ndarray]) -> np.ndarray:
     """`[S]` steps really taken to train the probe."""
-    return curves["single/steps"][:, : experiment.config.probe_epochs].sum((1, 2))
+    return curves[f"{experiment.probe_arm}/steps"][:, : experiment.config.probe_epochs].sum((1, 2))
 
 
 def arm_names(experiment: Experiment) -> tuple[str, ...]:
-    """The arms in the order of the result files: the paper's three, then the controls."""
+    """The arms in the order of the result files: the paper's three, then a probe of its own and the controls."""
     return (*ARMS, *(name for name in experiment.arms if name not in ARMS))
 
 
@@ -137,7 +137,7 @@ def excluded(experiment: Experiment) -> list[dict[str, Any]]:
     for name in arm_names(experiment):
         for index, learner, epoch, why in _faults(experiment, experiment.arms[name].source):
             exclude(index, name, learner, epoch, why)
-            if name == "single" and epoch <= experiment.config.probe_epochs:
+            if name == experiment.probe_arm and epoch <= experiment.config.probe_epochs:
                 for herd in (arm.name for arm in experiment.arms.values() if "probe" in arm.charged):
                     exclude(index, herd, None, epoch, f"its probe: {why}")
     for name in (name for name in arm_names(experiment) if experiment.arms[name].charged):

@@ -14,7 +14,7 @@ import numpy as np
 from tamherd_jax.envs import TaskSet, get_task_set, make_environment, take_tasks
 from tamherd_jax.experiments.arms import EMBEDDINGS, MEMBERS, PROBE, SINGLE, STAGES, Arm, Partition
 from tamherd_jax.experiments.config import ExperimentConfig
-from tamherd_jax.experiments.learners import doubled_gradient_steps, make_learner
+from tamherd_jax.experiments.learners import doubled_gradient_steps, make_learner, make_probe_learner
 from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
@@ -24,7 +24,7 @@ from tamherd_jax.parallel import concatenate, map_learners
 
 _ROLES = (
     *("single", "oracle", "herd", "embed", "cluster", "assign", "test_single", "test_oracle", "test_herd"),
-    *("random_assignment", "random_clusters"),
+    *("random_assignment", "random_clusters", "probe", "test_probe"),
 )
 """Every random number descends from (seed, role, index, epoch); a new role goes to the end."""
 
@@ -92,7 +92,10 @@ class Experiment:
         self.single, self.member, self.expert = map(self.learner_of, (1, self.members, self.modes))
         self.embedding = make_embedding(config.embedding)
         single, oracle, herd = self._main_arms()
-        self.arms = {arm.name: arm for arm in (single, oracle, herd, *self._controls(single, herd))}
+        self.probe_arm = config.probe if config.probe != "meta" and config.probe_epochs else single.name
+        probes = [self._own_probe(single)] if self.probe_arm != single.name else []
+        single = dataclasses.replace(single, stages=(SINGLE,)) if probes else single
+        self.arms = {arm.name: arm for arm in (single, oracle, herd, *probes, *self._controls(single, herd))}
         self.curves: dict[str, list[np.ndarray]] = {}
         self.clusters: list[Clusters] = []
         self.embedded: EmbeddedTasks
@@ -149,10 +152,19 @@ class Experiment:
             weights=self.member_weights,
             assign=functools.partial(self._nearest_member, "herd"),
             explore=c.explore_episodes - c.probe_test_episodes,
-            budget=b.herd,
+            # What the probe collected is charged already, its initial collection included.
+            budget=dataclasses.replace(b, preparation=0).herd if c.reuse_probe else b.herd,
             charged=(PROBE, EMBEDDINGS),
+            inherits=c.reuse_probe,
         )
         return single, oracle, herd
+
+    def _own_probe(self, single: Arm) -> Arm:
+        """A probe that is not the single learner: trained, tested and counted as that would be for as long."""
+        learner = make_probe_learner(self.config, self.env, len(self.task_set))
+        return dataclasses.replace(
+            single, name=self.config.probe, source=self.config.probe, role="probe", stages=(PROBE,), learner=learner
+        )
 
     def _controls(self, single: Arm, herd: Arm) -> list[Arm]:
         """The configured controls: the arm that each is compared with, and what differs from it."""
@@ -168,7 +180,9 @@ class Experiment:
             "random-assignment": lambda: dataclasses.replace(herd, name="random-assignment", assign=self._random_member),
             "oracle-assignment": lambda: dataclasses.replace(herd, name="oracle-assignment", assign=self._member_of_mode),
             "random-clusters": lambda: clustered("random-clusters"),
-            "untrained-probe": lambda: clustered("untrained-probe", budget=self.budget.untrained_herd, charged=(EMBEDDINGS,)),
+            "untrained-probe": lambda: clustered(
+                "untrained-probe", budget=self.budget.untrained_herd, charged=(EMBEDDINGS,), inherits=False
+            ),
             "double-gradient": lambda: trained(
                 single,
                 "double-gradient",
@@ -227,7 +241,7 @@ class Experiment:
         if not self.done[EMBEDDINGS]:
             yield self._embed_and_cluster()
         yield from self._train_and_test(MEMBERS, 0)
-        yield from self._train_and_test(SINGLE, self.config.probe_epochs)
+        yield from self._train_and_test(SINGLE, self.config.single_epochs - self.epochs(SINGLE))
 
     def train_probes(self) -> Iterator[Progress]:
         """The first stage alone; afterwards `states["probe"]` `[S, ...]` are the probes.
@@ -241,7 +255,7 @@ class Experiment:
     def _train_probes(self) -> Iterator[Progress]:
         yield from self._train_and_test(PROBE, 0)
         if "probe" not in self.states:
-            trained = self.states["single"] if self.config.probe_epochs else self._init(self.arms["single"])
+            trained = self.states[self.probe_arm] if self.config.probe_epochs else self._init(self.arms["single"])
             self.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], self.snapshot(trained))
 
     def epochs(self, stage: str) -> int:
@@ -251,7 +265,7 @@ class Experiment:
             PROBE: c.probe_epochs,
             EMBEDDINGS: 1,
             MEMBERS: c.member_epochs,
-            SINGLE: c.single_epochs - c.probe_epochs,
+            SINGLE: c.single_epochs - c.probe_epochs * (PROBE in self.arms["single"].stages),
         }[stage]
 
     def _train_and_test(self, stage: str, before: int) -> Iterator[Progress]:
@@ -261,8 +275,8 @@ class Experiment:
             count = min(self.config.epochs_per_call, self.epochs(stage) - self.done[stage])
             epochs = before + self.done[stage] + np.arange(1, count + 1)
             whole = [arm for arm in arms if arm.trains and not arm.grouped]
-            for learner in dict.fromkeys(arm.learner for arm in whole):
-                self._train(learner, [arm for arm in whole if arm.learner is learner], epochs)
+            for learner, inherits in dict.fromkeys((arm.learner, arm.inherits) for arm in whole):
+                self._train(learner, [arm for arm in whole if (arm.learner, arm.inherits) == (learner, inherits)], epochs)
             for arm in (arm for arm in arms if arm.trains and arm.grouped):
                 self._train_grouped(arm, epochs)
             for index, epoch in enumerate(epochs):
@@ -399,9 +413,18 @@ class Experiment:
         return self._map(self.init_one, in_axes=(0,))
 
     def _init(self, arm: Arm) -> Any:
-        """Fresh states `[S, A, ...]`."""
+        """Fresh states `[S, A, ...]`, of an arm that inherits with the probe's replay of each learner's tasks."""
         states = self._init_program(_flatten(self._row_keys(arm.role, arm.size)))
+        if arm.inherits:
+            probe = jax.tree.map(lambda leaf: _flatten(leaf.repeat(arm.size, 1)), self.states[self.probe_arm])
+            # Without their empty replay, which would be in memory beside what takes its place.
+            states = self._inherit_program(self.snapshot(states), probe, _flatten(arm.weights()))
         return jax.tree.map(lambda leaf: leaf.reshape(len(self.seeds), arm.size, *leaf.shape[1:]), states)
+
+    @functools.cached_property
+    def _inherit_program(self) -> Any:
+        """Compiled for the flat axis of L = S A learners and as many copies of their probes."""
+        return self._map(self.single.inherit, in_axes=(0, 0, 0))
 
     def snapshot(self, state: Any) -> Any:
         """The part of a state, or of a batch of them, that probes, adapts and may go wrong: all but a learner's replay."""
@@ -457,7 +480,7 @@ class Experiment:
         keys = _flatten(jnp.concatenate([self._row_keys(arm.role, arm.size) for arm in arms], 1))
         weights = _flatten(np.concatenate([arm.weights() for arm in arms], 1))
         faults = _flatten(np.concatenate([self.faults(arm.name, arm.size) for arm in arms], 1))
-        out = self._train_rows(learner, keys, states, weights, faults, epochs)
+        out = self._train_rows(learner, keys, states, weights, faults, epochs, prepare=not arms[0].inherits)
         del states
         self._take_rows(arms, *out)
 
@@ -473,7 +496,9 @@ class Experiment:
         for count in map(int, np.unique(counts)):
             rows = np.ix_(np.flatnonzero(counts == count), np.arange(count))
             pick = functools.partial(jax.tree.map, lambda leaf, rows=rows: _flatten(leaf[rows]))
-            out = self._train_rows(self.learner_of(count), pick(keys), pick(states), pick(weights), pick(faults), epochs)
+            out = self._train_rows(
+                self.learner_of(count), pick(keys), pick(states), pick(weights), pick(faults), epochs, not arm.inherits
+            )
             trail = _untrained(out[1], counts.size, arm.size) if trail is None else trail
             states, trail = (
                 jax.tree.map(lambda whole, part, rows=rows: _put(whole, rows, part), *pair)
@@ -482,13 +507,13 @@ class Experiment:
         self._take_rows([arm], *jax.tree.map(_flatten, (states, trail)))
 
     def _train_rows(
-        self, learner: Any, keys: Any, states: Any, weights: Any, faults: Any, epochs: np.ndarray
+        self, learner: Any, keys: Any, states: Any, weights: Any, faults: Any, epochs: np.ndarray, prepare: bool
     ) -> tuple[Any, Any]:
         """States of the flat axis of L learners after E more epochs, and their trail of snapshots, metrics and faults
-        `[L, E, ...]`; the first epoch includes preparation.
+        `[L, E, ...]`; the first epoch includes preparation, if there is any.
         """
         tasks, prepared = self.task_set.tasks, None
-        if epochs[0] == 1 and isinstance(learner, ReplayLearner):
+        if prepare and epochs[0] == 1 and isinstance(learner, ReplayLearner):
             states, prepared = self._prepare_program(keys, states, tasks, weights)
         states, trail = self._train_program(learner)(keys, epochs.astype(np.uint32), states, tasks, weights, faults)
         if prepared is not None:

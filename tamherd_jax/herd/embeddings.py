@@ -332,6 +332,8 @@ def fisher_embedding(
     factors = score.factors
     if config.form == "last_layer":
         factors = fisher.ScoreFactors(factors.inputs[-1:], factors.deltas[-1:], factors.rest[:, :0])
+    if score.per_input > 1:
+        return fisher.group_rows(factors, score.per_input), score.weights[:: score.per_input]
     return factors, score.weights
 
 
@@ -346,13 +348,14 @@ def gaussian_log_prob(apply: Apply) -> Callable[[Any, jax.Array, jax.Array], jax
 
 class ScoreRows(NamedTuple):
     """Scores, `m` rows for n states: factors `[m, ...]` and, each `[m]`, the weights, the weights without reward, and the
-    weights with which every state counts once however many rows it has.
+    weights with which every state counts once however many rows it has. Each `per_input` rows in a row are of one state.
     """
 
     factors: fisher.ScoreFactors
     weights: jax.Array
     uniform: jax.Array
     once: jax.Array
+    per_input: int = 1
 
 
 def sampled_rows(
@@ -376,7 +379,7 @@ def expected_rows(apply: Apply, params: Any, obs: jax.Array, weights: jax.Array,
 
     factors = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), mean, log_std)
     once = jnp.concatenate([jnp.repeat(weights, count) / count, jnp.zeros(log_std.rest.shape[0], weights.dtype)])
-    return ScoreRows(factors, spread(weights), spread(uniform), once)
+    return ScoreRows(factors, spread(weights), spread(uniform), once, count)
 
 
 def kronecker_factors(rows: ScoreRows) -> KroneckerFactors:
@@ -425,6 +428,8 @@ def _inner_products(a: Features, b: Features | None) -> jax.Array:
     other = a if b is None else b
     if isinstance(a.values, fisher.ScoreFactors):
         return fisher.factor_gram(a.values, a.weights, *(() if b is None else (b.values, b.weights)))
+    if isinstance(a.values, fisher.JacobianFactors):
+        return fisher.jacobian_gram(a.values, a.weights, *(() if b is None else (b.values, b.weights)))
     if isinstance(a.values, KroneckerFactors):
         gram = _flat_dot(a.values.rest, other.values.rest)
         inputs = map(_flat_dot, a.values.inputs, other.values.inputs)

@@ -85,6 +85,10 @@ class ReplayLearner(Protocol):
         """Collect what the first epoch needs; called once, before it. Not counted in `steps_per_epoch`."""
         ...
 
+    def inherit(self, state: Any, other: Any, weights: jax.Array) -> Any:
+        """In place of `prepare`: `state` with `other`'s experience of the tasks with a positive weight in `weights` `[N]`."""
+        ...
+
     def snapshot(self, state: Any) -> Any:
         """The part of a state, or of a batch of them, that `probe` and `adapt` need: the same tree with None for the rest."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -97,10 +98,19 @@ class MAML:
       env: a `TaskEnv`.
       meta_batch_size: M, tasks an epoch.
       config: settings.
+      train_reward: what training pays in place of the environment's rewards, `(episodes, task, N) -> [M, R, T]` of episodes
+        `[M, R, T, ...]` in the tasks `[M]`; `herd.information` has one. Reported returns stay the environment's.
     """
 
-    def __init__(self, env: TaskEnv, meta_batch_size: int, config: MAMLConfig = MAMLConfig()):
+    def __init__(
+        self,
+        env: TaskEnv,
+        meta_batch_size: int,
+        config: MAMLConfig = MAMLConfig(),
+        train_reward: Callable[[Episodes, jax.Array, int], jax.Array] | None = None,
+    ):
         self.env, self.meta_batch_size, self.config = env, meta_batch_size, config
+        self._train_reward = train_reward
         self.horizon = config.horizon
         self._policy = GaussianPolicy(env.action_size, config.hidden_sizes, config.shared_log_std, config.init_log_std)
         self._value = ValueNetwork()
@@ -152,7 +162,10 @@ class MAML:
             episodes = jax.vmap(lambda k, p, task: self._collect(k, p, task, self.config.episodes_per_task))(
                 keys, policies, drawn
             )
-            batch = jax.vmap(lambda e: self._batch(state.value_params, e))(episodes)
+            paid = episodes
+            if self._train_reward is not None:
+                paid = dataclasses.replace(episodes, rewards=self._train_reward(episodes, index, weights.size))
+            batch = jax.vmap(lambda e: self._batch(state.value_params, e))(paid)
             adapted = jax.vmap(self._adapt, in_axes=(None, 0))(state.params, batch)
             return adapted, (batch, Outcome(episodes.returns, episodes.steps, episodes.nonfinite))
 

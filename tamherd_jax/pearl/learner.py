@@ -50,7 +50,7 @@ class PEARLPolicy:
 class PEARL:
     """Probabilistic embeddings for actor-critic meta-RL (Rakelly et al. 2019; oyster; spec 2).
 
-    Beyond the `MetaLearner` protocol it has `prepare`, to be called once before the first epoch, and `snapshot`.
+    Beyond the `MetaLearner` protocol it has `prepare`, to be called once before the first epoch, `inherit` and `snapshot`.
 
     Its `Episodes` have the latent appended to observations, `[..., O + Z]`, and hold the actions before the squashing, so
     that `distribution` at an episode's observations is what its actions were drawn from; `observed` undoes both.
@@ -136,6 +136,15 @@ class PEARL:
         before = jnp.where(wanted, jnp.mean(steps.returns, axis=-1), jnp.nan)
         nonfinite = jnp.sum(jnp.where(wanted[:, None], steps.nonfinite, 0.0))
         return state, EpochMetrics(before, jnp.full_like(before, jnp.nan), jnp.sum(steps.valid), nonfinite, {})
+
+    def inherit(self, state: PEARLState, other: PEARLState, weights: jax.Array) -> PEARLState:
+        """`state` with `other`'s replay of the tasks with a positive weight in `weights` `[N]`, in place of `prepare`.
+
+        The transitions of another policy are as good: soft actor-critic is off-policy, and the contexts in the encoder buffer
+        are replaced by the learner's own at its first draw of the task.
+        """
+        full, encoder = (replay.clear(buffer, weights <= 0) for buffer in (other.full, other.encoder))
+        return dataclasses.replace(state, full=full, encoder=encoder)
 
     def train_epoch(self, key: jax.Array, state: PEARLState, tasks: Any, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
         """Collect from D task draws, all at once, then `gradient_steps` steps on replayed transitions.

@@ -118,13 +118,16 @@ def arm_curve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Steps of the budget `[E]` and mean return after adaptation `[S', E]` of the seeds that count, for a body or all tasks.
 
-    The herd's curve is the single learner's while the probe trains; the oracle is not charged for a probe (spec 4.7).
+    The herd's curve is its probe's while that trains, by default the single learner's; the oracle is not charged for a probe
+    (spec 4.7).
     """
     tasks, rows = tasks_of(results, body), included(results, arm)
     returns = curves[f"{arm}/after"][:, :, tasks].mean(2)
     steps = curves[f"{arm}/budget"]
     if arm == "herd":
         probe = results["config"]["probe_epochs"]
-        returns = np.concatenate([curves["single/after"][:, :probe, tasks].mean(2), returns], 1)
-        steps = np.concatenate([curves["single/budget"][:probe], steps])
+        source = results["config"].get("probe", "single")  # left out where it is the single learner
+        source = source if f"{source}/after" in curves else "single"
+        returns = np.concatenate([curves[f"{source}/after"][:, :probe, tasks].mean(2), returns], 1)
+        steps = np.concatenate([curves[f"{source}/budget"][:probe], steps])
     return steps, returns[rows]
