@@ -5,7 +5,9 @@ All of `jax.pmap` is in this module, so that a move to `jax.shard_map` touches n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _MEMORY_SHARE = 0.8  # of a device's free memory that a program may plan for; the rest is for fragmentation
+_COMPILERS = 4  # programs compiled at once
 
 
 def map_learners(
@@ -21,7 +24,7 @@ def map_learners(
     per_call: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
+) -> LearnerMap:
     """Extend `fn`, written for one learner, to a leading axis of L learners.
 
     Learners are dealt to devices in equal numbers, and each device takes at most `per_call` at a time; the rest run in further
@@ -49,7 +52,7 @@ def map_learners(
     """
     if per_call is not None and per_call < 1:
         raise ValueError(f"learners per call must be at least 1, not {per_call}")
-    return _LearnerMap(fn, in_axes, per_call, devices, donate)
+    return LearnerMap(fn, in_axes, per_call, devices, donate)
 
 
 def concatenate(parts: Sequence[Any], axis: int = 0) -> Any:
@@ -57,6 +60,21 @@ def concatenate(parts: Sequence[Any], axis: int = 0) -> Any:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts, axis) if all(isinstance(part, np.ndarray) for part in parts) else jnp.concatenate(parts, axis)
+
+
+def one_program(fn: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """Compile `fn` of a tree (and hashable arguments `static`) as one program, where a leaf at a time would be one for each.
+
+    A tree with numpy leaves, as several devices return it, stays on the host.
+    """
+    program = jax.jit(fn, static_argnums=static)
+
+    @functools.wraps(fn)
+    def on_host_or_device(tree: Any, *args: Any) -> Any:
+        host = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree))
+        return (fn if host else program)(tree, *args)
+
+    return on_host_or_device
 
 
 def start_processes(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
@@ -84,8 +102,8 @@ def start_processes(coordinator: str | None, processes: int | None, process_id: 
         raise ValueError(f"cannot join the processes at {coordinator}: {str(error).splitlines()[0]}") from error
 
 
-class _LearnerMap:
-    """What `map_learners` returns: deals rows to devices and calls, and keeps one program per shape of arguments."""
+class LearnerMap:
+    """What `map_learners` returns: deals rows to devices and calls, and keeps one program per number of them."""
 
     def __init__(
         self,
@@ -101,35 +119,62 @@ class _LearnerMap:
         self._donate = () if self._devices[0].platform == "cpu" else donate
         self._programs: dict[tuple[int, int], Any] = {}
         self._plans: dict[Any, tuple[int, Any]] = {}
+        self._ahead: dict[tuple[int, int], Future[Any]] = {}
+
+    def compile_ahead(self, *args: Any) -> None:
+        """Begin to compile the program for arguments like these, beside other such programs; its call waits for it.
+
+        Nothing is begun where learners a call are as many as memory holds: that is measured when the program is called.
+
+        Args:
+          *args: those of a call, or their shapes (`jax.ShapeDtypeStruct` leaves).
+        """
+        count = self._count(args)
+        width = min(len(self._devices), count)
+        rows = self._rows(-(-count // width))
+        if rows is not None and (width, rows) not in self._ahead:
+            part = jax.eval_shape(functools.partial(self._part, start=0, count=count, width=width, rows=rows), args)
+            self._ahead[width, rows] = _compilers().submit(self._program(width, rows).lower(*part).compile)
 
     def __call__(self, *args: Any) -> Any:
-        count = next(jax.tree.leaves(arg)[0].shape[0] for arg, axis in zip(args, self._in_axes, strict=True) if axis == 0)
+        """The function of `[L, ...]` arguments."""
+        count = self._count(args)
         width = min(len(self._devices), count)
         rows, program = self._plan(args, count, width)
+        if (width, rows) in self._ahead:
+            self._ahead[width, rows].result()  # keeps the executable, which the program finds
         outputs = []
         for start in range(0, count, width * rows):
             out = program(*self._part(args, start, count, width, rows))
             outputs.append(_collect(out, min(width * rows, count - start), width, rows))
         return jax.tree.map(lambda *leaves: concatenate(leaves), *outputs)
 
+    def _count(self, args: tuple[Any, ...]) -> int:
+        """L."""
+        return next(jax.tree.leaves(arg)[0].shape[0] for arg, axis in zip(args, self._in_axes, strict=True) if axis == 0)
+
+    def _rows(self, share: int) -> int | None:
+        """Learners a device and call when each device has a share of them; None if memory is to be measured."""
+        if self._per_call is None and free_memory(self._devices[0]) is not None:
+            return None
+        default = 1 if self._devices[0].platform == "cpu" else share
+        return _evenly(share, self._per_call or default)
+
     def _plan(self, args: tuple[Any, ...], count: int, width: int) -> tuple[int, Any]:
         """Learners a device and call, and their program; measured once for each shape of arguments."""
-        share = -(-count // width)
-        if self._per_call is not None or (free := free_memory(self._devices[0])) is None:
-            default = 1 if self._devices[0].platform == "cpu" else share
-            rows = _evenly(share, self._per_call or default)
+        if (rows := self._rows(-(-count // width))) is not None:
             return rows, self._program(width, rows)
         shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(args))
         if shapes not in self._plans:
-            self._plans[shapes] = self._fitting(args, count, width, free)
+            self._plans[shapes] = self._fitting(args, count, width)
         return self._plans[shapes]
 
     def _program(self, width: int, rows: int) -> Any:
-        """The jitted function of `[width, rows, ...]` learners, either axis left out where it is one."""
+        """The jitted function of `[rows, ...]` learners on one device; on several of `[width, rows, ...]` or `[width, ...]`."""
         if (width, rows) not in self._programs:
             fn = self._fn if rows == 1 else jax.vmap(self._fn, in_axes=self._in_axes)
             if width == 1:
-                program = jax.jit(fn, donate_argnums=self._donate)
+                program = jax.jit(_of_one(fn, self._in_axes) if rows == 1 else fn, donate_argnums=self._donate)
             else:
                 devices = self._devices[:width]
                 program = jax.pmap(fn, in_axes=self._in_axes, devices=devices, donate_argnums=self._donate)
@@ -138,25 +183,43 @@ class _LearnerMap:
 
     def _part(self, args: tuple[Any, ...], start: int, count: int, width: int, rows: int) -> list[Any]:
         """The arguments of one call, padded by repeating the last learner; not copied where it takes all learners."""
-        if width == 1 and rows == count > 1:
+        if width == 1 and rows == count:
             return list(args)
         index = np.minimum(np.arange(start, start + width * rows), count - 1)
-        shape = tuple(n for n in (width, rows) if n > 1)
-        pick: Any = index.reshape(shape) if shape else start
+        pick = index.reshape(width, rows) if width > 1 and rows > 1 else index
         return [
             arg if axis is None else jax.tree.map(lambda leaf: leaf[pick], arg)
             for arg, axis in zip(args, self._in_axes, strict=True)
         ]
 
-    def _fitting(self, args: tuple[Any, ...], count: int, width: int, free: int) -> tuple[int, Any]:
+    def _fitting(self, args: tuple[Any, ...], count: int, width: int) -> tuple[int, Any]:
         """The most learners a device and call whose compiled program fits into free memory, and that program."""
         share = rows = -(-count // width)
+        free = free_memory(self._devices[0]) or 0
         while True:
             compiled = self._program(width, rows).lower(*self._part(args, 0, count, width, rows)).compile()
             need = _memory_of(compiled)
             if rows == 1 or need is None or need <= free:
                 return rows, compiled  # what was measured is what runs: no second compilation
             rows = _evenly(share, min(rows - 1, max(1, int(rows * free / need))))
+
+
+def _of_one(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """`fn` with an axis of one learner, which costs the program nothing and saves reshaping every leaf around it."""
+
+    @functools.wraps(fn)
+    def mapped(*args: Any) -> Any:
+        pairs = zip(args, in_axes, strict=True)
+        alone = (arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg) for arg, axis in pairs)
+        return jax.tree.map(lambda leaf: leaf[None], fn(*alone))
+
+    return mapped
+
+
+@functools.cache
+def _compilers() -> ThreadPoolExecutor:
+    """Threads that compile: XLA takes about one core for a program and does not hold Python's lock."""
+    return ThreadPoolExecutor(max_workers=_COMPILERS, thread_name_prefix="compile")
 
 
 def free_memory(device: jax.Device) -> int | None:
@@ -188,8 +251,6 @@ def _collect(out: Any, keep: int, width: int, rows: int) -> Any:
         out = jax.tree.map(_to_host, out)
     if width > 1 and rows > 1:
         out = jax.tree.map(lambda leaf: leaf.reshape(width * rows, *leaf.shape[2:]), out)
-    if width == rows == 1:
-        return jax.tree.map(lambda leaf: leaf[None], out)
     if width == 1 and rows == keep:
         return out
     return jax.tree.map(lambda leaf: leaf[:keep], out)

@@ -20,7 +20,7 @@ from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_traini
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
 from tamherd_jax.herd.learner import ReplayLearner
-from tamherd_jax.parallel import concatenate, map_learners
+from tamherd_jax.parallel import concatenate, map_learners, one_program
 
 _ROLES = (
     *("single", "oracle", "herd", "embed", "cluster", "assign", "test_single", "test_oracle", "test_herd"),
@@ -249,6 +249,8 @@ class Experiment:
     def _train_and_test(self, stage: str, before: int) -> Iterator[Progress]:
         """The epochs of a stage that are not done yet; its learners had `before` epochs in earlier stages."""
         arms = [arm for arm in self.arms.values() if stage in arm.stages]
+        if left := self.epochs(stage) - self.done[stage]:
+            self._compile_ahead(arms, not before + self.done[stage], min(self.config.epochs_per_call, left))
         while self.done[stage] < self.epochs(stage):
             count = min(self.config.epochs_per_call, self.epochs(stage) - self.done[stage])
             epochs = before + self.done[stage] + np.arange(1, count + 1)
@@ -393,7 +395,7 @@ class Experiment:
     def _init(self, arm: Arm) -> Any:
         """Fresh states `[S, A, ...]`."""
         states = self._init_program(_flatten(self._row_keys(arm.role, arm.size)))
-        return jax.tree.map(lambda leaf: leaf.reshape(len(self.seeds), arm.size, *leaf.shape[1:]), states)
+        return _rows_of(states, len(self.seeds), 0, arm.size)
 
     def snapshot(self, state: Any) -> Any:
         """The part of a state, or of a batch of them, that probes, adapts and may go wrong: all but a learner's replay."""
@@ -439,12 +441,31 @@ class Experiment:
 
         return self._map(train, in_axes=(0, None, 0, None, 0, 0), donate=(2,))
 
+    def _compile_ahead(self, arms: list[Arm], untrained: bool, epochs: int) -> None:
+        """Begin to compile all that a call of some epochs of a stage needs, beside one another, from shapes alone.
+
+        Herds of several sizes are left out: how many learners a program trains depends on the seeds' clusters.
+        """
+        key, seeds, shape = jax.eval_shape(lambda: jax.random.key(0)), len(self.seeds), jax.ShapeDtypeStruct
+        one, tasks = jax.eval_shape(self.init_one, key), self.task_set.tasks
+        whole = [arm for arm in arms if arm.trains and not arm.grouped]
+        for learner in dict.fromkeys(arm.learner for arm in whole):
+            rows = seeds * sum(arm.size for arm in whole if arm.learner is learner)
+            keys, states = batched_shapes((key, one), rows)
+            weights, faults = shape((rows, len(self.task_set)), np.float32), shape((rows,), np.int32)
+            if untrained and isinstance(learner, ReplayLearner):
+                self._prepare_program.compile_ahead(keys, states, tasks, weights)
+            self._train_program(learner).compile_ahead(keys, shape((epochs,), np.uint32), states, tasks, weights, faults)
+        policies = batched_shapes(jax.eval_shape(self.snapshot, one), seeds, len(self.test_index))
+        for explore in dict.fromkeys(arm.explore for arm in arms):
+            self._test_program(explore).compile_ahead(batched_shapes(key, seeds), shape((), np.uint32), policies)
+
     def _train(self, learner: Any, arms: list[Arm], epochs: np.ndarray) -> None:
         """Some epochs `[E]` of all arms of a learner in one call; records their metrics."""
         if epochs[0] == 1:
             self.states |= {arm.name: self._init(arm) for arm in arms}
         popped = [self.states.pop(arm.name) for arm in arms]  # so that no second reference keeps old replay alive
-        states = jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *popped)
+        states = _side_by_side(popped)
         del popped
         keys = _flatten(jnp.concatenate([self._row_keys(arm.role, arm.size) for arm in arms], 1))
         weights = _flatten(np.concatenate([arm.weights() for arm in arms], 1))
@@ -491,14 +512,13 @@ class Experiment:
 
     def _take_rows(self, arms: list[Arm], *flat: Any) -> None:
         """Hand each arm its rows `[S, A, ...]` of states `[L, ...]` and of the trail of epochs `[L, E, ...]`."""
-        seeds, learners, stop = len(self.seeds), sum(arm.size for arm in arms), 0
+        states, (snapshots, metrics, faults) = flat
+        parts = states, snapshots, jax.tree.map(np.asarray, metrics), np.asarray(faults)
+        stop = 0
         for arm in arms:
             start, stop = stop, stop + arm.size
-            states, (snapshots, metrics, faults) = jax.tree.map(
-                lambda leaf, rows=slice(start, stop): leaf.reshape(seeds, learners, *leaf.shape[1:])[:, rows], flat
-            )
-            self.states[arm.name], self._trail[arm.name] = states, snapshots
-            metrics, faults = jax.tree.map(np.asarray, (metrics, faults))
+            own = (_rows_of(part, len(self.seeds), start, stop) for part in parts)
+            self.states[arm.name], self._trail[arm.name], metrics, faults = own
             for index in range(faults.shape[2]):
                 own = jax.tree.map(lambda leaf, index=index: leaf[:, :, index], metrics)
                 self._record(arm.name, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
@@ -561,7 +581,7 @@ class Experiment:
         """
         # Every test task's learner is picked out here, so that arms of any number of learners share one program.
         seed, member = np.arange(len(self.seeds))[:, None], np.asarray(arm.assign(epoch))
-        states = jax.tree.map(lambda leaf: leaf[seed, member, index], self._trail[arm.source])
+        states = _picked(self._trail[arm.source], seed, member, index)
         result = self._test_program(arm.explore)(self._keys(f"test_{arm.role}"), np.uint32(epoch), states)
         steps, nonfinite = result.steps, result.nonfinite
         self._record(arm.name, before=result.before, after=result.after, test_steps=steps, test_nonfinite=nonfinite)
@@ -611,6 +631,11 @@ class Experiment:
         return np.asarray(assignment.nearest)
 
 
+def batched_shapes(tree: Any, *axes: int) -> Any:
+    """Shapes and dtypes of a tree's leaves with further leading axes."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)
+
+
 def first_nonfinite(state: Any) -> jax.Array:
     """`[]` index of the first floating-point leaf that holds a number that is not finite, -1 where all are finite."""
     bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state) if _is_float(leaf)])
@@ -654,3 +679,21 @@ def _add_to_first(values: Any, more: Any) -> Any:
 def _flatten(leaf: Any) -> Any:
     """`[S, A, ...]` to `[S A, ...]`."""
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
+
+
+@one_program
+def _side_by_side(arms: Any) -> Any:
+    """States `[S, A, ...]` of some arms to `[S sum(A), ...]`, a seed's learners in a row."""
+    return jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *arms)
+
+
+@functools.partial(one_program, static=(1, 2, 3))
+def _rows_of(tree: Any, seeds: int, start: int, stop: int) -> Any:
+    """Learners `start` to `stop` `[S, stop - start, ...]` of every seed's, of leaves `[S A, ...]`."""
+    return jax.tree.map(lambda leaf: leaf.reshape(seeds, -1, *leaf.shape[1:])[:, start:stop], tree)
+
+
+@one_program
+def _picked(tree: Any, *index: Any) -> Any:
+    """Elements of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
