@@ -146,15 +146,18 @@ def test_a_program_compiled_ahead_is_the_one_that_runs(count, caplog):
         traces.append(1)
         return jax.random.normal(key, x.shape) + x + offset
 
+    def compilations():  # of this thread
+        return sum("XLA compilation of jit(walked)" in record.getMessage() for record in caplog.records)
+
     args = jax.random.split(jax.random.key(0), count), np.ones((count, 7), np.float32), np.float32(1)
-    program = map_learners(walked, (0, 0, None))
+    ahead, plain = (map_learners(walked, (0, 0, None)) for _ in range(2))
     with jax.log_compiles(), caplog.at_level("WARNING"):
-        program.compile_ahead(*jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args))
-        out = program(*args)
-        program.compile_ahead(*args)
-    compiled = [record for record in caplog.records if "XLA compilation of jit(walked)" in record.getMessage()]
-    assert len(traces) == len(compiled) == 1
-    np.testing.assert_array_equal(out, map_learners(walked, (0, 0, None))(*args))
+        ahead.compile_ahead(*jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args))
+        out = ahead(*args)
+        ahead.compile_ahead(*args)
+        assert (len(traces), compilations()) == (1, 0)
+        np.testing.assert_array_equal(out, plain(*args))
+        assert (len(traces), compilations()) == (2, 1)
 
 
 def test_nothing_is_compiled_ahead_where_memory_decides(monkeypatch):
