@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 _MEMORY_SHARE = 0.8  # of a device's free memory that a program may plan for; the rest is for fragmentation
-_COMPILERS = 4  # programs compiled at once
 
 
 def map_learners(
@@ -24,7 +22,7 @@ def map_learners(
     per_call: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     donate: tuple[int, ...] = (),
-) -> LearnerMap:
+) -> Callable[..., Any]:
     """Extend `fn`, written for one learner, to a leading axis of L learners.
 
     Learners are dealt to devices in equal numbers, and each device takes at most `per_call` at a time; the rest run in further
@@ -52,7 +50,7 @@ def map_learners(
     """
     if per_call is not None and per_call < 1:
         raise ValueError(f"learners per call must be at least 1, not {per_call}")
-    return LearnerMap(fn, in_axes, per_call, devices, donate)
+    return _LearnerMap(fn, in_axes, per_call, devices, donate)
 
 
 def concatenate(parts: Sequence[Any], axis: int = 0) -> Any:
@@ -102,8 +100,8 @@ def start_processes(coordinator: str | None, processes: int | None, process_id: 
         raise ValueError(f"cannot join the processes at {coordinator}: {str(error).splitlines()[0]}") from error
 
 
-class LearnerMap:
-    """What `map_learners` returns: deals rows to devices and calls, and keeps one program per number of them."""
+class _LearnerMap:
+    """What `map_learners` returns: deals rows to devices and calls, and keeps one program per shape of arguments."""
 
     def __init__(
         self,
@@ -119,54 +117,27 @@ class LearnerMap:
         self._donate = () if self._devices[0].platform == "cpu" else donate
         self._programs: dict[tuple[int, int], Any] = {}
         self._plans: dict[Any, tuple[int, Any]] = {}
-        self._ahead: dict[tuple[int, int], Future[Any]] = {}
-
-    def compile_ahead(self, *args: Any) -> None:
-        """Begin to compile the program for arguments like these, beside other such programs; its call waits for it.
-
-        Nothing is begun where learners a call are as many as memory holds: that is measured when the program is called.
-
-        Args:
-          *args: those of a call, or their shapes (`jax.ShapeDtypeStruct` leaves).
-        """
-        count = self._count(args)
-        width = min(len(self._devices), count)
-        rows = self._rows(-(-count // width))
-        if rows is not None and (width, rows) not in self._ahead:
-            part = jax.eval_shape(functools.partial(self._part, start=0, count=count, width=width, rows=rows), args)
-            self._ahead[width, rows] = _compilers().submit(self._program(width, rows).lower(*part).compile)
 
     def __call__(self, *args: Any) -> Any:
-        """The function of `[L, ...]` arguments."""
-        count = self._count(args)
+        count = next(jax.tree.leaves(arg)[0].shape[0] for arg, axis in zip(args, self._in_axes, strict=True) if axis == 0)
         width = min(len(self._devices), count)
         rows, program = self._plan(args, count, width)
-        if (width, rows) in self._ahead:
-            self._ahead[width, rows].result()  # keeps the executable, which the program finds
         outputs = []
         for start in range(0, count, width * rows):
             out = program(*self._part(args, start, count, width, rows))
             outputs.append(_collect(out, min(width * rows, count - start), width, rows))
         return jax.tree.map(lambda *leaves: concatenate(leaves), *outputs)
 
-    def _count(self, args: tuple[Any, ...]) -> int:
-        """L."""
-        return next(jax.tree.leaves(arg)[0].shape[0] for arg, axis in zip(args, self._in_axes, strict=True) if axis == 0)
-
-    def _rows(self, share: int) -> int | None:
-        """Learners a device and call when each device has a share of them; None if memory is to be measured."""
-        if self._per_call is None and free_memory(self._devices[0]) is not None:
-            return None
-        default = 1 if self._devices[0].platform == "cpu" else share
-        return _evenly(share, self._per_call or default)
-
     def _plan(self, args: tuple[Any, ...], count: int, width: int) -> tuple[int, Any]:
         """Learners a device and call, and their program; measured once for each shape of arguments."""
-        if (rows := self._rows(-(-count // width))) is not None:
+        share = -(-count // width)
+        if self._per_call is not None or (free := free_memory(self._devices[0])) is None:
+            default = 1 if self._devices[0].platform == "cpu" else share
+            rows = _evenly(share, self._per_call or default)
             return rows, self._program(width, rows)
         shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(args))
         if shapes not in self._plans:
-            self._plans[shapes] = self._fitting(args, count, width)
+            self._plans[shapes] = self._fitting(args, count, width, free)
         return self._plans[shapes]
 
     def _program(self, width: int, rows: int) -> Any:
@@ -192,10 +163,9 @@ class LearnerMap:
             for arg, axis in zip(args, self._in_axes, strict=True)
         ]
 
-    def _fitting(self, args: tuple[Any, ...], count: int, width: int) -> tuple[int, Any]:
+    def _fitting(self, args: tuple[Any, ...], count: int, width: int, free: int) -> tuple[int, Any]:
         """The most learners a device and call whose compiled program fits into free memory, and that program."""
         share = rows = -(-count // width)
-        free = free_memory(self._devices[0]) or 0
         while True:
             compiled = self._program(width, rows).lower(*self._part(args, 0, count, width, rows)).compile()
             need = _memory_of(compiled)
@@ -214,12 +184,6 @@ def _of_one(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable
         return jax.tree.map(lambda leaf: leaf[None], fn(*alone))
 
     return mapped
-
-
-@functools.cache
-def _compilers() -> ThreadPoolExecutor:
-    """Threads that compile: XLA takes about one core for a program and does not hold Python's lock."""
-    return ThreadPoolExecutor(max_workers=_COMPILERS, thread_name_prefix="compile")
 
 
 def free_memory(device: jax.Device) -> int | None:

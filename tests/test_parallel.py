@@ -137,37 +137,6 @@ def test_learners_are_dealt_evenly_to_calls_of_one_program(count, per_call, call
     assert len(runs) in {calls, calls * rows}
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_program_compiled_ahead_is_the_one_that_runs(count, caplog):
-    """From shapes, by a thread: the call neither traces nor compiles it again."""
-    traces = []
-
-    def walked(key, x, offset):
-        traces.append(1)
-        return jax.random.normal(key, x.shape) + x + offset
-
-    def compilations():  # of this thread
-        return sum("XLA compilation of jit(walked)" in record.getMessage() for record in caplog.records)
-
-    args = jax.random.split(jax.random.key(0), count), np.ones((count, 7), np.float32), np.float32(1)
-    ahead, plain = (map_learners(walked, (0, 0, None)) for _ in range(2))
-    with jax.log_compiles(), caplog.at_level("WARNING"):
-        ahead.compile_ahead(*jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args))
-        out = ahead(*args)
-        ahead.compile_ahead(*args)
-        assert (len(traces), compilations()) == (1, 0)
-        np.testing.assert_array_equal(out, plain(*args))
-        assert (len(traces), compilations()) == (2, 1)
-
-
-def test_nothing_is_compiled_ahead_where_memory_decides(monkeypatch):
-    monkeypatch.setattr(parallel, "free_memory", lambda device: 10**9)
-    program = map_learners(lambda x: x + 1, (0,))
-    program.compile_ahead(np.ones((4, 2), np.float32))
-    assert not program._programs
-    np.testing.assert_array_equal(program(np.ones((4, 2), np.float32)), 2 * np.ones((4, 2)))
-
-
 def test_rows_are_cut_to_what_a_device_can_hold(monkeypatch):
     """A device that says it has little memory gets fewer learners a call, and the same numbers come out."""
     traces = []

@@ -249,8 +249,6 @@ class Experiment:
     def _train_and_test(self, stage: str, before: int) -> Iterator[Progress]:
         """The epochs of a stage that are not done yet; its learners had `before` epochs in earlier stages."""
         arms = [arm for arm in self.arms.values() if stage in arm.stages]
-        if left := self.epochs(stage) - self.done[stage]:
-            self._compile_ahead(arms, not before + self.done[stage], min(self.config.epochs_per_call, left))
         while self.done[stage] < self.epochs(stage):
             count = min(self.config.epochs_per_call, self.epochs(stage) - self.done[stage])
             epochs = before + self.done[stage] + np.arange(1, count + 1)
@@ -441,25 +439,6 @@ class Experiment:
 
         return self._map(train, in_axes=(0, None, 0, None, 0, 0), donate=(2,))
 
-    def _compile_ahead(self, arms: list[Arm], untrained: bool, epochs: int) -> None:
-        """Begin to compile all that a call of some epochs of a stage needs, beside one another, from shapes alone.
-
-        Herds of several sizes are left out: how many learners a program trains depends on the seeds' clusters.
-        """
-        key, seeds, shape = jax.eval_shape(lambda: jax.random.key(0)), len(self.seeds), jax.ShapeDtypeStruct
-        one, tasks = jax.eval_shape(self.init_one, key), self.task_set.tasks
-        whole = [arm for arm in arms if arm.trains and not arm.grouped]
-        for learner in dict.fromkeys(arm.learner for arm in whole):
-            rows = seeds * sum(arm.size for arm in whole if arm.learner is learner)
-            keys, states = batched_shapes((key, one), rows)
-            weights, faults = shape((rows, len(self.task_set)), np.float32), shape((rows,), np.int32)
-            if untrained and isinstance(learner, ReplayLearner):
-                self._prepare_program.compile_ahead(keys, states, tasks, weights)
-            self._train_program(learner).compile_ahead(keys, shape((epochs,), np.uint32), states, tasks, weights, faults)
-        policies = batched_shapes(jax.eval_shape(self.snapshot, one), seeds, len(self.test_index))
-        for explore in dict.fromkeys(arm.explore for arm in arms):
-            self._test_program(explore).compile_ahead(batched_shapes(key, seeds), shape((), np.uint32), policies)
-
     def _train(self, learner: Any, arms: list[Arm], epochs: np.ndarray) -> None:
         """Some epochs `[E]` of all arms of a learner in one call; records their metrics."""
         if epochs[0] == 1:
@@ -629,11 +608,6 @@ class Experiment:
         sure = {name: self._by_task(np.asarray(getattr(assignment, name))) for name in ("confidence", "margin")}
         self._record(arm, **sure, assign_steps=steps)
         return np.asarray(assignment.nearest)
-
-
-def batched_shapes(tree: Any, *axes: int) -> Any:
-    """Shapes and dtypes of a tree's leaves with further leading axes."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)
 
 
 def first_nonfinite(state: Any) -> jax.Array:

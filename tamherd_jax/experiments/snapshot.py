@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tamherd_jax.experiments.runner import Experiment, batched_shapes
+from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.replay import ReplayBuffer
@@ -108,12 +108,12 @@ def _templates(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[s
     seeds = len(experiment.seeds)
     for arm in experiment.arms.values():
         if arm.trains and any(done[stage] for stage in arm.stages):
-            yield f"states/{arm.name}", batched_shapes(one, seeds, arm.size)
+            yield f"states/{arm.name}", _batched(one, seeds, arm.size)
     if done["embeddings"]:
         probe = jax.eval_shape(experiment.snapshot, one)
-        yield "states/probe", batched_shapes(probe, seeds)
+        yield "states/probe", _batched(probe, seeds)
         yield "labels", jax.ShapeDtypeStruct((seeds, len(experiment.embedded_index)), np.int64)
-        yield "embedded", batched_shapes(jax.eval_shape(experiment.embed_one, key, probe), seeds)
+        yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, probe), seeds)
 
 
 def _is_ring(node: Any) -> bool:
@@ -147,3 +147,7 @@ def _widened(trimmed: Any, template: Any) -> Any:
     """A tree whose rings have their room again, as in the template."""
     capacities = iter(_capacities(template))
     return _map_rings(lambda ring: replay.widen(ring, next(capacities)), trimmed)
+
+
+def _batched(tree: Any, *axes: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)
