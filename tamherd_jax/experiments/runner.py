@@ -664,7 +664,7 @@ def _side_by_side(arms: Any) -> Any:
 @functools.partial(one_program, static=(1, 2, 3))
 def _rows_of(tree: Any, seeds: int, start: int, stop: int) -> Any:
     """Learners `start` to `stop` `[S, stop - start, ...]` of every seed's, of leaves `[S A, ...]`."""
-    return jax.tree.map(lambda leaf: leaf.reshape(seeds, -1, *leaf.shape[1:])[:, start:stop], tree)
+    return jax.tree.map(lambda leaf: leaf.reshape(seeds, len(leaf) // seeds, *leaf.shape[1:])[:, start:stop], tree)
 
 
 @one_program
