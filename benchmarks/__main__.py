@@ -117,7 +117,7 @@ def replace_between_marks(path: Path, text: str) -> None:
 
 
 def show_comparison(arguments: Sequence[str]) -> int:
-    """Print ratios; 1 if a figure is slower beyond the spread, or fails now."""
+    """Print ratios; 1 if a figure is slower by more than the spread and the floor, or fails now."""
     found = parser("compare")
     found.add_argument("old", type=Path)
     found.add_argument("new", type=Path)

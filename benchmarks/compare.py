@@ -82,13 +82,13 @@ def warnings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def comparison_table(changes: list[Change]) -> Table:
     """Changes for the terminal."""
     table = Table()
-    for column in ("benchmark", "case", "before", "now", "now / before", "both IQR", "verdict"):
+    for column in ("benchmark", "case", "before", "now", "now / before", "spread", "verdict"):
         table.add_column(column, justify="left" if column in ("benchmark", "case", "verdict") else "right")
     for change in changes:
         style = "bold red" if change.verdict in REGRESSIONS else "green" if change.verdict == "faster" else ""
         figures = [""] * 4
         if change.old and change.new:
-            spread = (change.old.iqr + change.new.iqr) / change.old.median
+            spread = max(change.old.spread, change.new.spread) / change.old.median
             figures = [seconds(change.old.median), seconds(change.new.median), f"{change.ratio:.3f}", f"{100 * spread:.0f}%"]
         table.add_row(change.benchmark, Text(change.case), *figures, Text(change.verdict, style=style))
     return table

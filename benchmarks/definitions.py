@@ -19,7 +19,7 @@ COLUMNS = {
     "figure is made of several programs",
     "min, median": "seconds of one run after a warm-up, waited for; all cases of a benchmark take turns, so that the "
     "spread holds what drifts on the machine",
-    "IQR": "interquartile range of the runs, seconds",
+    "spread": "slowest run less the fastest, seconds; quartiles and every run are in the JSON file",
     "CPU": "seconds of all threads of this process in a run, median; well below cores x median where the machine was shared",
     "rate": "units a second at the median",
     "memory": "on a CPU the process's largest resident memory during the warm-up, on an accelerator the most that the device "

@@ -27,6 +27,11 @@ class Summary:
         """Interquartile range: what half of the runs lie within."""
         return self.q75 - self.q25
 
+    @property
+    def spread(self) -> float:
+        """Slowest run less the fastest: of few runs, quartiles would promise more than the next process keeps."""
+        return self.max - self.min
+
 
 def summarize(seconds: Sequence[float]) -> Summary:
     """Order statistics of some runs.
@@ -41,14 +46,14 @@ def summarize(seconds: Sequence[float]) -> Summary:
 
 
 def verdict(old: Summary, new: Summary, floor: float = 0.05) -> str:
-    """`slower`, `faster` or `same`: medians differ by more than both interquartile ranges together and than `floor` of the old.
+    """`slower`, `faster` or `same`: medians differ by more than either side's spread and than `floor` of the old median.
 
-    For normal noise of equal size that is 2.7 standard deviations of a single run. With fewer than `FEWEST` runs on a side it
-    is `too few runs`.
+    The floor stands for what two processes differ by (memory layout, the machine's mood), which no spread of one process
+    holds. With fewer than `FEWEST` runs on a side it is `too few runs`.
     """
     if min(old.count, new.count) < FEWEST:
         return "too few runs"
     difference = new.median - old.median
-    if abs(difference) <= max(old.iqr + new.iqr, floor * old.median):
+    if abs(difference) <= max(old.spread, new.spread, floor * old.median):
         return "same"
     return "slower" if difference > 0 else "faster"

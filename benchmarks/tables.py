@@ -12,7 +12,7 @@ from rich.text import Text
 
 from benchmarks.definitions import UNITS, lines
 
-HEADER = ("case", "compile", "min", "median", "IQR", "CPU", "rate", "memory", "ops", "bytes", "ceiling")
+HEADER = ("case", "compile", "min", "median", "spread", "CPU", "rate", "memory", "ops", "bytes", "ceiling")
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -58,7 +58,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         compile_time(row),
         seconds(time["min"]),
         seconds(time["median"]),
-        seconds(time["iqr"]) if time["count"] > 1 else "one run",
+        seconds(time["max"] - time["min"]) if time["count"] > 1 else "one run",
         seconds(row.get("cpu_s")),
         rate,
         number(row.get("memory"), "B"),

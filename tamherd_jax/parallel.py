@@ -5,6 +5,7 @@ All of `jax.pmap` is in this module, so that a move to `jax.shard_map` touches n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,6 +58,21 @@ def concatenate(parts: Sequence[Any], axis: int = 0) -> Any:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts, axis) if all(isinstance(part, np.ndarray) for part in parts) else jnp.concatenate(parts, axis)
+
+
+def one_program(fn: Callable[..., Any], static: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """Compile `fn` of a tree (and hashable arguments `static`) as one program, where a leaf at a time would be one for each.
+
+    A tree with numpy leaves, as several devices return it, stays on the host.
+    """
+    program = jax.jit(fn, static_argnums=static)
+
+    @functools.wraps(fn)
+    def on_host_or_device(tree: Any, *args: Any) -> Any:
+        host = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree))
+        return (fn if host else program)(tree, *args)
+
+    return on_host_or_device
 
 
 def start_processes(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
@@ -125,11 +141,11 @@ class _LearnerMap:
         return self._plans[shapes]
 
     def _program(self, width: int, rows: int) -> Any:
-        """The jitted function of `[width, rows, ...]` learners, either axis left out where it is one."""
+        """The jitted function of `[rows, ...]` learners on one device; on several of `[width, rows, ...]` or `[width, ...]`."""
         if (width, rows) not in self._programs:
             fn = self._fn if rows == 1 else jax.vmap(self._fn, in_axes=self._in_axes)
             if width == 1:
-                program = jax.jit(fn, donate_argnums=self._donate)
+                program = jax.jit(_of_one(fn, self._in_axes) if rows == 1 else fn, donate_argnums=self._donate)
             else:
                 devices = self._devices[:width]
                 program = jax.pmap(fn, in_axes=self._in_axes, devices=devices, donate_argnums=self._donate)
@@ -138,11 +154,10 @@ class _LearnerMap:
 
     def _part(self, args: tuple[Any, ...], start: int, count: int, width: int, rows: int) -> list[Any]:
         """The arguments of one call, padded by repeating the last learner; not copied where it takes all learners."""
-        if width == 1 and rows == count > 1:
+        if width == 1 and rows == count:
             return list(args)
         index = np.minimum(np.arange(start, start + width * rows), count - 1)
-        shape = tuple(n for n in (width, rows) if n > 1)
-        pick: Any = index.reshape(shape) if shape else start
+        pick = index.reshape(width, rows) if width > 1 and rows > 1 else index
         return [
             arg if axis is None else jax.tree.map(lambda leaf: leaf[pick], arg)
             for arg, axis in zip(args, self._in_axes, strict=True)
@@ -157,6 +172,18 @@ class _LearnerMap:
             if rows == 1 or need is None or need <= free:
                 return rows, compiled  # what was measured is what runs: no second compilation
             rows = _evenly(share, min(rows - 1, max(1, int(rows * free / need))))
+
+
+def _of_one(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """`fn` with an axis of one learner, which costs the program nothing and saves reshaping every leaf around it."""
+
+    @functools.wraps(fn)
+    def mapped(*args: Any) -> Any:
+        pairs = zip(args, in_axes, strict=True)
+        alone = (arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg) for arg, axis in pairs)
+        return jax.tree.map(lambda leaf: leaf[None], fn(*alone))
+
+    return mapped
 
 
 def free_memory(device: jax.Device) -> int | None:
@@ -188,8 +215,6 @@ def _collect(out: Any, keep: int, width: int, rows: int) -> Any:
         out = jax.tree.map(_to_host, out)
     if width > 1 and rows > 1:
         out = jax.tree.map(lambda leaf: leaf.reshape(width * rows, *leaf.shape[2:]), out)
-    if width == rows == 1:
-        return jax.tree.map(lambda leaf: leaf[None], out)
     if width == 1 and rows == keep:
         return out
     return jax.tree.map(lambda leaf: leaf[:keep], out)

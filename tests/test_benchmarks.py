@@ -304,6 +304,7 @@ def test_integers_and_moves_are_free():
 def test_summary_is_of_order_statistics():
     summary = summarize([5.0, 1.0, 2.0, 4.0, 3.0])
     assert (summary.count, summary.min, summary.median, summary.max, summary.iqr) == (5, 1.0, 3.0, 5.0, 2.0)
+    assert summary.spread == 4.0
     for bad in ([], [1.0, float("nan")], [-1.0]):
         with pytest.raises(ValueError, match="at least one run"):
             summarize(bad)
@@ -311,7 +312,8 @@ def test_summary_is_of_order_statistics():
 
 def test_verdict_needs_more_than_the_spread_and_the_floor():
     old = summarize([1.0, 1.0, 1.1, 1.2, 1.2])
-    assert verdict(old, summarize([1.3, 1.3, 1.4, 1.5, 1.5])) == "same"  # 0.3 apart, spreads 0.2 + 0.2
+    assert verdict(old, summarize([1.2, 1.2, 1.3, 1.3, 1.5])) == "same"  # 0.2 apart, spreads 0.2 and 0.3
+    assert verdict(old, summarize([1.3, 1.3, 1.35, 1.4, 1.4])) == "slower"  # 0.25 apart, spreads 0.2 and 0.1
     assert verdict(old, summarize([1.5, 1.5, 1.6, 1.7, 1.7])) == "slower"
     assert verdict(summarize([1.5, 1.5, 1.6, 1.7, 1.7]), old) == "faster"
     steady = summarize([1.0] * 5)

@@ -17,6 +17,7 @@ from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.config import CONTROLS, get_preset, parse_controls, preset_name
 from tamherd_jax.experiments.results import experiment_curves, read_run, write_results
 from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.experiments.snapshot import take_snapshot
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.herd.embeddings import EmbeddingConfig
 
@@ -181,6 +182,10 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path):
             pass
         checkpoints.save(experiment)
         checkpoints.close()
+        if stop == 2:  # after the probe's epoch: rings hold what was collected, not what they have room for
+            rings, state = take_snapshot(experiment).arrays, experiment.states["single"]
+            held = int(state.full.size.max())
+            assert rings["states/single/full/experience/obs"].shape[3] == held < state.full.experience.reward.shape[3]
     write_results(experiment, tmp_path)
     assert (tmp_path / "results.json").read_bytes() == (reference / "results.json").read_bytes()
     ours, theirs = np.load(tmp_path / "curves.npz"), np.load(reference / "curves.npz")

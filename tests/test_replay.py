@@ -57,6 +57,25 @@ def test_invalid_transitions_leave_no_gap():
     assert jnp.isfinite(buffer.experience["x"]).all()
 
 
+def test_trimmed_and_widened_rings_draw_and_go_on_as_before():
+    """Of two learners: rings that wrapped, that are part full and that were cleared after they held more."""
+    part, wrapped = filled([1, 2, 3], [0, 0, 1], capacity=6), filled(range(1, 9), [2] * 8, capacity=6)
+    cleared = replay.clear(filled([1, 2, 3, 4, 5], [0, 0, 0, 0, 1], capacity=6), jnp.array([True, False, False]))
+    for buffers, held in (((part, cleared), 2), ((part, wrapped), 6), ((replay.init(EXAMPLE, 3, 6),) * 2, 0)):
+        batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *buffers)
+        trimmed = replay.trim(batch)
+        assert replay.capacity_of(trimmed) == held
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trimmed))
+        again = replay.widen(jax.tree.map(jnp.asarray, trimmed), replay.capacity_of(batch))
+        for index, buffer in enumerate(buffers):
+            ours = jax.tree.map(lambda leaf, index=index: leaf[index], again)
+            jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), ours, buffer)
+            ours, theirs = (replay.add(ring, rows([7, 8, 9]), jnp.array([2, 0, 2]), jnp.ones(3)) for ring in (ours, buffer))
+            assert [contents(ours, n) for n in range(3)] == [contents(theirs, n) for n in range(3)]
+            drawn = (replay.sample(ring, jax.random.key(0), jnp.int32(2), 20) for ring in (ours, theirs))
+            jax.tree.map(np.testing.assert_array_equal, *drawn)
+
+
 def test_clear_forgets_the_marked_tasks_only():
     buffer = replay.clear(filled([1, 2, 3], [0, 1, 1]), jnp.array([False, True, False]))
     assert [contents(buffer, n) for n in range(3)] == [[1], [], []]

@@ -25,7 +25,7 @@ from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import Snapshot, apply_snapshot, check_curves, expected_arrays, take_snapshot
 from tamherd_jax.serialization import array_entry
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 3
 
 
@@ -211,7 +211,7 @@ def _check_manifest(experiment: Experiment, meta: dict[str, Any], where: Path) -
     """Check names, shapes and dtypes before anything is read."""
     done, manifest = meta["facts"]["done"], meta["arrays"]
     left = {name for name in manifest if not name.startswith("curves/")}
-    for name, shape, dtype in expected_arrays(experiment, done):
+    for name, shape, dtype in expected_arrays(experiment, meta["facts"]):
         if name not in left:
             raise ValueError(f"checkpoint {where} has another tree: {name} is missing")
         left.remove(name)

@@ -20,7 +20,7 @@ from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_traini
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
 from tamherd_jax.herd.learner import ReplayLearner
-from tamherd_jax.parallel import concatenate, map_learners
+from tamherd_jax.parallel import concatenate, map_learners, one_program
 
 _ROLES = (
     *("single", "oracle", "herd", "embed", "cluster", "assign", "test_single", "test_oracle", "test_herd"),
@@ -419,7 +419,7 @@ class Experiment:
             probe = jax.tree.map(lambda leaf: _flatten(leaf.repeat(arm.size, 1)), self.states[self.probe_arm])
             # Without their empty replay, which would be in memory beside what takes its place.
             states = self._inherit_program(self.snapshot(states), probe, _flatten(arm.weights()))
-        return jax.tree.map(lambda leaf: leaf.reshape(len(self.seeds), arm.size, *leaf.shape[1:]), states)
+        return _rows_of(states, len(self.seeds), 0, arm.size)
 
     @functools.cached_property
     def _inherit_program(self) -> Any:
@@ -475,7 +475,7 @@ class Experiment:
         if epochs[0] == 1:
             self.states |= {arm.name: self._init(arm) for arm in arms}
         popped = [self.states.pop(arm.name) for arm in arms]  # so that no second reference keeps old replay alive
-        states = jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *popped)
+        states = _side_by_side(popped)
         del popped
         keys = _flatten(jnp.concatenate([self._row_keys(arm.role, arm.size) for arm in arms], 1))
         weights = _flatten(np.concatenate([arm.weights() for arm in arms], 1))
@@ -524,14 +524,13 @@ class Experiment:
 
     def _take_rows(self, arms: list[Arm], *flat: Any) -> None:
         """Hand each arm its rows `[S, A, ...]` of states `[L, ...]` and of the trail of epochs `[L, E, ...]`."""
-        seeds, learners, stop = len(self.seeds), sum(arm.size for arm in arms), 0
+        states, (snapshots, metrics, faults) = flat
+        parts = states, snapshots, jax.tree.map(np.asarray, metrics), np.asarray(faults)
+        stop = 0
         for arm in arms:
             start, stop = stop, stop + arm.size
-            states, (snapshots, metrics, faults) = jax.tree.map(
-                lambda leaf, rows=slice(start, stop): leaf.reshape(seeds, learners, *leaf.shape[1:])[:, rows], flat
-            )
-            self.states[arm.name], self._trail[arm.name] = states, snapshots
-            metrics, faults = jax.tree.map(np.asarray, (metrics, faults))
+            own = (_rows_of(part, len(self.seeds), start, stop) for part in parts)
+            self.states[arm.name], self._trail[arm.name], metrics, faults = own
             for index in range(faults.shape[2]):
                 own = jax.tree.map(lambda leaf, index=index: leaf[:, :, index], metrics)
                 self._record(arm.name, train_before=own.before, train_after=own.after, steps=own.steps, nonfinite=own.nonfinite)
@@ -594,7 +593,7 @@ class Experiment:
         """
         # Every test task's learner is picked out here, so that arms of any number of learners share one program.
         seed, member = np.arange(len(self.seeds))[:, None], np.asarray(arm.assign(epoch))
-        states = jax.tree.map(lambda leaf: leaf[seed, member, index], self._trail[arm.source])
+        states = _picked(self._trail[arm.source], seed, member, index)
         result = self._test_program(arm.explore)(self._keys(f"test_{arm.role}"), np.uint32(epoch), states)
         steps, nonfinite = result.steps, result.nonfinite
         self._record(arm.name, before=result.before, after=result.after, test_steps=steps, test_nonfinite=nonfinite)
@@ -687,3 +686,21 @@ def _add_to_first(values: Any, more: Any) -> Any:
 def _flatten(leaf: Any) -> Any:
     """`[S, A, ...]` to `[S A, ...]`."""
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
+
+
+@one_program
+def _side_by_side(arms: Any) -> Any:
+    """States `[S, A, ...]` of some arms to `[S sum(A), ...]`, a seed's learners in a row."""
+    return jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *arms)
+
+
+@functools.partial(one_program, static=(1, 2, 3))
+def _rows_of(tree: Any, seeds: int, start: int, stop: int) -> Any:
+    """Learners `start` to `stop` `[S, stop - start, ...]` of every seed's, of leaves `[S A, ...]`."""
+    return jax.tree.map(lambda leaf: leaf.reshape(seeds, len(leaf) // seeds, *leaf.shape[1:])[:, start:stop], tree)
+
+
+@one_program
+def _picked(tree: Any, *index: Any) -> Any:
+    """Elements of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)

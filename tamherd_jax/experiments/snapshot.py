@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ import numpy as np
 
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.clustering import Clusters
+from tamherd_jax.pearl import replay
+from tamherd_jax.pearl.replay import ReplayBuffer
 from tamherd_jax.serialization import named_arrays, named_shapes, restore_tree
 
 
@@ -20,8 +22,9 @@ class Snapshot:
 
     Attributes:
       arrays: name -> array whose first axis is that of the S seeds: `states/ARM/leaf`, `curves/ARM/quantity` `[S, E, ...]`,
-        `embedded/leaf`, `labels` `[S, D]`. Random keys are stored as their data.
-      facts: JSON: `seeds`, `done` (epochs per stage), and a list over seeds of `clusters`.
+        `embedded/leaf`, `labels` `[S, D]`. Random keys are stored as their data, replay rings cut to what the fullest holds.
+      facts: JSON: `seeds`, `done` (epochs per stage), a list over seeds of `clusters`, and for each arm with replay rings how
+        many transitions its `rings` are cut to.
     """
 
     arrays: dict[str, np.ndarray]
@@ -31,8 +34,12 @@ class Snapshot:
 def take_snapshot(experiment: Experiment, states: bool = True) -> Snapshot:
     """Copy an experiment, between two events of its `run()`, to the host; without the learners' states if so asked."""
     arrays = {f"curves/{name}": np.stack([np.asarray(v) for v in values], 1) for name, values in experiment.curves.items()}
+    rings = {}
     for arm, state in experiment.states.items() if states else ():
-        arrays |= named_arrays(f"states/{arm}", state)
+        trimmed = _map_rings(replay.trim, state)
+        arrays |= named_arrays(f"states/{arm}", trimmed)
+        if held := _capacities(trimmed):
+            rings[arm] = held
     clusters: list[dict[str, Any]] = []
     if experiment.done["embeddings"]:
         arrays |= named_arrays("embedded", experiment.embedded)
@@ -41,19 +48,20 @@ def take_snapshot(experiment: Experiment, states: bool = True) -> Snapshot:
             scores = {name: {str(k): float(v) for k, v in values.items()} for name, values in found.scores.items()}
             clusters.append({"k": found.k, "scores": scores, "failure": experiment.cluster_failures.get(index)})
     seeds = [int(seed) for seed in experiment.seeds]
-    return Snapshot(arrays, {"seeds": seeds, "done": dict(experiment.done), "clusters": clusters})
+    return Snapshot(arrays, {"seeds": seeds, "done": dict(experiment.done), "clusters": clusters, "rings": rings})
 
 
 def join_snapshots(parts: Sequence[Snapshot]) -> Snapshot:
     """One snapshot of all seeds from those of processes that shared them, in their order."""
     arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
     facts = {key: [x for part in parts for x in part.facts[key]] for key in ("seeds", "clusters")}
-    return Snapshot(arrays, {**facts, "done": parts[0].facts["done"]})
+    return Snapshot(arrays, {**facts, "done": parts[0].facts["done"], "rings": {}})
 
 
-def expected_arrays(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and dtype of every array but the curves that a snapshot of this experiment holds after `done`."""
-    for prefix, tree in _templates(experiment, done):
+def expected_arrays(experiment: Experiment, facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and dtype of every array but the curves that a snapshot of this experiment and these facts holds."""
+    for prefix, tree in _templates(experiment, facts["done"]):
+        tree = _of_capacities(tree, facts["rings"].get(prefix.removeprefix("states/"), ()))
         for name, leaf in named_shapes(prefix, tree).items():
             yield name, tuple(leaf.shape), str(leaf.dtype)
 
@@ -79,7 +87,7 @@ def apply_snapshot(experiment: Experiment, snapshot: Snapshot) -> None:
     for prefix, tree in _templates(experiment, done):
         if prefix == "labels" or any(name not in arrays for name in named_shapes(prefix, tree)):
             continue
-        restored = restore_tree(prefix, tree, arrays)
+        restored = _widened(restore_tree(prefix, tree, arrays), tree)
         if prefix == "embedded":
             experiment.embedded = restored
         else:
@@ -106,6 +114,39 @@ def _templates(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[s
         yield "states/probe", _batched(probe, seeds)
         yield "labels", jax.ShapeDtypeStruct((seeds, len(experiment.embedded_index)), np.int64)
         yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, probe), seeds)
+
+
+def _is_ring(node: Any) -> bool:
+    return isinstance(node, ReplayBuffer)
+
+
+def _map_rings(fn: Callable[[ReplayBuffer], ReplayBuffer], tree: Any) -> Any:
+    return jax.tree.map(lambda node: fn(node) if _is_ring(node) else node, tree, is_leaf=_is_ring)
+
+
+def _capacities(tree: Any) -> list[int]:
+    return [replay.capacity_of(node) for node in jax.tree.leaves(tree, is_leaf=_is_ring) if _is_ring(node)]
+
+
+def _of_capacities(tree: Any, capacities: Sequence[int]) -> Any:
+    """Shapes of a tree whose rings have room for as many transitions at most, one number for each."""
+    numbers = iter(capacities)
+
+    def cut(ring: ReplayBuffer) -> ReplayBuffer:
+        axis, most = len(ring.size.shape), min(next(numbers, 0), replay.capacity_of(ring))
+
+        def room(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*leaf.shape[:axis], most, *leaf.shape[axis + 1 :]), leaf.dtype)
+
+        return dataclasses.replace(ring, experience=jax.tree.map(room, ring.experience))
+
+    return _map_rings(cut, tree)
+
+
+def _widened(trimmed: Any, template: Any) -> Any:
+    """A tree whose rings have their room again, as in the template."""
+    capacities = iter(_capacities(template))
+    return _map_rings(lambda ring: replay.widen(ring, next(capacities)), trimmed)
 
 
 def _batched(tree: Any, *axes: int) -> Any:

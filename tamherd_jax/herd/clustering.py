@@ -16,9 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from sklearn import cluster as sk_cluster
-from sklearn import metrics as sk_metrics
-from sklearn.exceptions import ConvergenceWarning
 
 METHODS = ("ward", "average", "complete", "single", "kmeans", "spectral", "hdbscan")
 SELECTIONS = ("silhouette", "gap", "stability")
@@ -166,6 +163,9 @@ def cluster(gram: np.ndarray, config: ClusteringConfig, seed: int = 0) -> Cluste
 
 def partition(gram: np.ndarray, method: str, k: int, seed: int = 0) -> np.ndarray:
     """Labels `[N]` of min(k, N) clusters by one method, in no particular order."""
+    from sklearn import cluster as sk_cluster  # half a second, which nobody waits for before there is something to cluster
+    from sklearn.exceptions import ConvergenceWarning
+
     tasks = len(gram)
     if k <= 1 or k >= tasks:
         return np.zeros(tasks, int) if k <= 1 else np.arange(tasks)
@@ -195,11 +195,13 @@ def _hdbscan(gram: np.ndarray, most: int) -> np.ndarray:
     """At most `most` density clusters, of at least two tasks each; noise goes to the nearest mean, and nothing but noise is
     one cluster.
     """
+    from sklearn.cluster import HDBSCAN
+
     tasks = len(gram)
     if tasks < 3 or most < 2:
         return np.zeros(tasks, int)
     smallest = max(2, -(-tasks // most))
-    model = sk_cluster.HDBSCAN(min_cluster_size=smallest, metric="precomputed", copy=True)
+    model = HDBSCAN(min_cluster_size=smallest, metric="precomputed", copy=True)
     labels = model.fit_predict(np.sqrt(squared_distances(gram)))
     core = labels >= 0
     if not core.any():
@@ -236,9 +238,11 @@ def _silhouettes(gram: np.ndarray, method: str, ks: range, seed: int) -> dict[in
 
 def _silhouette(gram: np.ndarray, labels: np.ndarray) -> float:
     """Mean silhouette in [-1, 1]; -1 where it is undefined, for one cluster or one task in each."""
+    from sklearn.metrics import silhouette_score
+
     if not 1 < len(np.unique(labels)) < len(labels):
         return -1.0
-    return float(sk_metrics.silhouette_score(np.sqrt(squared_distances(gram)), labels, metric="precomputed"))
+    return float(silhouette_score(np.sqrt(squared_distances(gram)), labels, metric="precomputed"))
 
 
 def _gap(gram: np.ndarray, method: str, top: int, seed: int) -> tuple[int, dict[str, dict[int, float]]]:
@@ -353,7 +357,9 @@ def membership_weights(labels: np.ndarray, task_ids: np.ndarray, n_tasks: int, k
 
 def adjusted_rand(labels: Any, truth: Any) -> float:
     """Adjusted Rand index of two partitions `[N]`: 1 if they are equal, about 0 if unrelated."""
-    return float(sk_metrics.adjusted_rand_score(truth, labels))
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(truth, labels))
 
 
 def purity(labels: np.ndarray, truth: np.ndarray) -> float:
@@ -363,4 +369,6 @@ def purity(labels: np.ndarray, truth: np.ndarray) -> float:
 
 def confusion_matrix(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Counts `[true classes, clusters]`, both in sorted order."""
-    return sk_metrics.cluster.contingency_matrix(truth, labels)
+    from sklearn.metrics.cluster import contingency_matrix
+
+    return contingency_matrix(truth, labels)

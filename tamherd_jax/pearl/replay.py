@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from tamherd_jax.envs.episodes import Episodes
@@ -103,6 +104,35 @@ def sample(buffer: ReplayBuffer, key: jax.Array, task: jax.Array, size: int) -> 
 def filled(buffer: ReplayBuffer) -> jax.Array:
     """`[N]` whether a task has any transition."""
     return buffer.size > 0
+
+
+def trim(buffer: ReplayBuffer) -> ReplayBuffer:
+    """Rings, or a batch of them, on the host and cut to what the fullest holds: a ring is filled from its start.
+
+    What a ring holds beyond its size, transitions of before it was cleared, is lost; nothing ever draws it.
+    """
+    held, axis = int(np.max(buffer.size, initial=0)), buffer.size.ndim
+    cut = (slice(None),) * axis + (slice(held),)
+    experience = jax.tree.map(lambda ring: np.ascontiguousarray(np.asarray(ring)[cut]), buffer.experience)
+    numbers: Any = jax.tree.map(np.asarray, (buffer.cursor, buffer.size))
+    return ReplayBuffer(experience, *numbers)
+
+
+def widen(buffer: ReplayBuffer, capacity: int) -> ReplayBuffer:
+    """Rings, or a batch of them, with room for C transitions again after `trim`; zeros where there are none."""
+    axis = buffer.size.ndim
+
+    def padded(ring: jax.Array) -> jax.Array:
+        width = [(0, 0)] * ring.ndim
+        width[axis] = (0, capacity - ring.shape[axis])
+        return jnp.pad(ring, width)
+
+    return ReplayBuffer(jax.tree.map(padded, buffer.experience), buffer.cursor, buffer.size)
+
+
+def capacity_of(buffer: ReplayBuffer) -> int:
+    """C of rings or of a batch of them, which may be of shapes alone."""
+    return int(jax.tree.leaves(buffer.experience)[0].shape[len(buffer.size.shape)])
 
 
 def to_transitions(episodes: Episodes) -> tuple[Transition, jax.Array]:
