@@ -37,6 +37,10 @@ class Learning:
     """Of the adaptation step."""
     advantage_scale: Literal["std", "variance", "none"] = "std"
     """What centred advantages are divided by."""
+    baseline: Literal["linear", "frozen"] = "linear"
+    """Of the advantages: fitted linear features, or garage's value network that is never trained."""
+    init_log_std: float = MAMLConfig.init_log_std
+    """Logarithm of the policy's standard deviation at the start."""
     physics: str = "planar"
     """Backend."""
     seed: int = 0
@@ -50,6 +54,8 @@ def rows(options: Learning) -> Iterator[list[object]]:
     config = MAMLConfig(
         inner_step_size=options.inner_step_size,
         advantage_scale=options.advantage_scale,
+        baseline=options.baseline,
+        init_log_std=options.init_log_std,
         trpo=TRPOConfig(max_kl=options.max_kl),
     )
     learner = MAML(Locomotion(options.physics, options.action_scale), options.meta_batch_size, config)
@@ -74,7 +80,10 @@ def rows(options: Learning) -> Iterator[list[object]]:
             window.clear()
 
 
-SETTINGS = ("body", "meta_batch_size", "max_kl", "action_scale", "inner_step_size", "advantage_scale", "physics", "seed")
+SETTINGS = (
+    *("body", "meta_batch_size", "max_kl", "action_scale", "inner_step_size", "advantage_scale", "baseline", "init_log_std"),
+    *("physics", "seed"),
+)
 COLUMNS = (*SETTINGS, "epoch", "task", "before", "after")
 
 
