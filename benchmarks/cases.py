@@ -41,7 +41,7 @@ MODES = {
     "quick": Mode("quick", limit=170.0, repeats=3, most_repeats=15, case_seconds=1.0),
     "full": Mode("full", limit=1800.0, repeats=5, most_repeats=31, case_seconds=2.0),
 }
-FULL_LIMIT = 510.0  # of an accelerator: under nine minutes, whatever the last case takes
+ACCELERATOR_LIMIT = 510.0  # under nine minutes, whatever the last case takes
 
 
 def get_mode(name: str, limit: float | None = None) -> Mode:
@@ -58,7 +58,7 @@ def get_mode(name: str, limit: float | None = None) -> Mode:
         raise ValueError(f"limit must be a positive number of seconds, not {limit}")
     mode = dataclasses.replace(MODES[name], accelerator=jax.default_backend() != "cpu")
     if mode.accelerator:
-        mode = dataclasses.replace(mode, limit=min(mode.limit, FULL_LIMIT))
+        mode = dataclasses.replace(mode, limit=min(mode.limit, ACCELERATOR_LIMIT))
     return mode if limit is None else dataclasses.replace(mode, limit=limit)
 
 

@@ -26,7 +26,7 @@ from jax.flatten_util import ravel_pytree
 
 from tamherd_jax.envs import Locomotion, TaskSet, ml2
 from tamherd_jax.experiments.config import PROBES, ExperimentConfig, get_preset
-from tamherd_jax.experiments.learners import make_learner, make_probe_learner
+from tamherd_jax.experiments.learners import make_probe_learner
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.algorithm import stratified_tasks
 from tamherd_jax.herd.clustering import ClusteringConfig
@@ -77,8 +77,7 @@ class Study:
     def learner(self) -> MAML:
         """The probe's meta-learner."""
         env = Locomotion(self.config.physics, self.config.expected_action_scale)
-        make = make_learner if self.config.probe == "meta" else make_probe_learner
-        learner: MAML = make(self.config, env, len(self.task_set))
+        learner: MAML = make_probe_learner(self.config, env, len(self.task_set))
         return learner
 
     @property

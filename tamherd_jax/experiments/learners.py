@@ -27,10 +27,12 @@ def make_learner(config: ExperimentConfig, env: Any, tasks: int, learners: int =
 
 
 def make_probe_learner(config: ExperimentConfig, env: Any, tasks: int) -> Any:
-    """The learner of a probe that is not the single learner; arguments as in `make_learner`."""
+    """The learner of the probe, of whatever kind, with the single learner's task draws; arguments as in `make_learner`."""
+    single = make_learner(config, env, tasks)
+    if config.probe == "meta":
+        return single
     plain = dataclasses.replace(config.maml, inner_steps=0)
-    reward = information_reward if config.probe == "discriminative" else None
-    return MAML(env, max(1, config.draws_per_task * tasks), plain, reward)
+    return MAML(env, single.meta_batch_size, plain, information_reward if config.probe == "discriminative" else None)
 
 
 def replay_capacity(config: ExperimentConfig, tasks: int) -> int:

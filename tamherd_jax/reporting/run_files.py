@@ -126,8 +126,8 @@ def arm_curve(
     steps = curves[f"{arm}/budget"]
     if arm == "herd":
         probe = results["config"]["probe_epochs"]
-        source = results["config"].get("probe", "single")  # left out where it is the single learner
-        source = source if f"{source}/after" in curves else "single"
+        kind = results["config"].get("probe")  # an arm where the probe is not the single learner
+        source = kind if f"{kind}/after" in curves else "single"
         returns = np.concatenate([curves[f"{source}/after"][:, :probe, tasks].mean(2), returns], 1)
         steps = np.concatenate([curves[f"{source}/budget"][:probe], steps])
     return steps, returns[rows]
