@@ -58,6 +58,8 @@ class Run(EmbeddingOptions):
     """The task set: ml2 (default), ml2-vel (target velocities) or ml2-params (perturbed bodies)."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
+    walker_frame_skip: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Physics steps of 0.002 s in an environment step of the walker: by default 4, as in gymnasium; ProMP's has 8."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in --out DIR from its newest checkpoint; its configuration is the one it was started with."""
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
@@ -214,6 +216,7 @@ def new_config(options: Run) -> Any:
         "probe_epochs": options.probe_epochs,
         "reuse_probe": options.reuse_probe or None,
         "epochs_per_call": options.epochs_per_call,
+        "walker_frame_skip": options.walker_frame_skip,
     }
     return get_preset(name, member_epochs=options.epochs, physics=options.physics, tasks=options.tasks, **overrides)
 
@@ -234,7 +237,7 @@ def read_config(options: Run) -> Any:
     named |= {"preset": options.preset and preset_name(options.preset, config.algorithm)}
     named["controls"] = parse_controls(options.controls, config.algorithm)
     names = ("preset", "seeds", "first_seed", "algorithm", "epochs", "epochs_per_call", "tasks", "physics", "probe_epochs")
-    for name in (*names, "probe", "reuse_probe", "controls"):
+    for name in (*names, "walker_frame_skip", "probe", "reuse_probe", "controls"):
         asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")

@@ -131,6 +131,7 @@ def synthetic_episodes(path):
         valid=valid,
         member=np.array([0, 1]),
         body=np.array([0, 1]),
+        dt=np.array([0.05, 0.016], np.float32),
         tasks=np.array(["cheetah-forward", "walker-backward"]),
         seed=np.asarray(3),
     )

@@ -10,32 +10,30 @@ import numpy as np
 import pytest
 from synthetic_run import synthetic_episodes
 
-from tamherd_jax.envs import Episodes, Task
+from tamherd_jax.envs import Episodes, Locomotion, Task
 from tamherd_jax.experiments.recording import median_episode, positions
 from tamherd_jax.physics.bodies import load_model
 from tamherd_jax.reporting.animation import capsules, clip, link_poses, player_data
 from tamherd_jax.reporting.html import view_page
 
 STEPS, SCALE = 30, 2.0
+ENV = Locomotion("mujoco", SCALE, walker_frame_skip=8)
 
 
 @pytest.fixture(scope="module")
 def rolled_out():
     """Episodes of both bodies in wild motion, with the positions that the physics had: the walker falls."""
-    from tamherd_jax.envs import Locomotion
-
-    env = Locomotion("mujoco", SCALE)
 
     @jax.jit
     def run(task, key):
         def step(state, k):
             action = 3.0 * jax.random.normal(k, (6,))
-            after = env.step(state, action)
+            after = ENV.step(state, action)
             valid = 1.0 - state.done
             record = Episodes(state.obs, action, after.reward, after.obs, after.done, valid, 0.0 * valid)
             return after, (record, after.pipeline_state.q)
 
-        state = env.reset(key, task)
+        state = ENV.reset(key, task)
         _, (episode, q) = jax.lax.scan(step, state, jax.random.split(key, STEPS))
         return episode, jnp.concatenate([state.pipeline_state.q[None], q])
 
@@ -50,12 +48,12 @@ def test_positions_are_those_of_the_physics(rolled_out, body, target):
     task, episode, q = jax.tree.map(lambda leaf: np.asarray(leaf)[body], rolled_out)
     assert (episode.valid.sum() < STEPS) == (body == 1)
     if target is not None:  # paid for keeping a velocity: the same motion, other rewards
-        speed = np.diff(q[:, 0]) / (0.05, 0.008)[body]
+        speed = np.diff(q[:, 0]) / (0.05, 0.016)[body]
         cost = np.array([0.05, 1e-3])[body] * np.sum(np.clip(episode.actions / SCALE, -1, 1) ** 2, -1)
         rewards = -np.abs(task.direction * speed - target) + body - cost
         task, episode = task.replace(target=target), episode.replace(rewards=rewards * episode.valid)
     expected = q - np.eye(9)[0] * q[0, 0]  # from x = 0
-    np.testing.assert_allclose(positions(episode, task, SCALE), expected, atol=3e-4 if target is None else 0.05)
+    np.testing.assert_allclose(positions(episode, task, ENV), expected, atol=3e-4 if target is None else 0.05)
 
 
 def test_the_episode_of_median_return_is_kept():
@@ -92,7 +90,7 @@ def test_the_player_gets_what_was_recorded(tmp_path):
     assert (before["fell"], len(before["frames"]), before["return"]) == (False, 51, 25.0)
     assert (after["fell"], len(after["frames"]), after["return"]) == (True, 21, 10.0)
     assert before["frames"][-1][0] == 3000  # millimetres
-    assert data["bodies"]["cheetah"]["dt"] == pytest.approx(0.05)
+    assert [data["bodies"][body]["dt"] for body in ("cheetah", "walker")] == [0.05, 0.016]
     page = view_page(data, "<title> & more", "one & two")
     assert "&lt;title&gt; &amp; more" in page
     assert json.loads(re.search(r'id="player-data">(.*?)</script>', page, re.DOTALL)[1]) == data

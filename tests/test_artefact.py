@@ -207,6 +207,14 @@ def test_what_a_file_cannot_name_must_be_handed_over(saved, herd, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_loaded_herd_has_the_environment_it_was_trained_in(locomotion_herd, tmp_path):
+    env = Locomotion("mujoco", 5.0, variants=1, walker_frame_skip=8)
+    dataclasses.replace(locomotion_herd, learner=MAML(env, 4, locomotion_herd.learner.config)).save(tmp_path)
+    loaded = Herd.load(tmp_path).learner.env
+    assert (loaded.backend, loaded.expected_action_scale, loaded.variants, loaded.walker_frame_skip) == ("mujoco", 5.0, 1, 8)
+    assert [round(loaded.terms(body).dt, 6) for body in (0, 1)] == [0.05, 0.016]
+
+
 # On the command line --------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,8 @@ def tamherd(*arguments, cwd=None):
         (["run", "--epochs", "0"], "member epochs must be at least 1, not 0"),
         (["run", "--tasks", "ml3"], "unknown task set 'ml3'; choose from ml2, ml2-vel, ml2-params"),
         (["run", "--tasks", "ml2-params", "--physics", "mjx"], "'mjx' takes no other bodies than cheetah and walker"),
+        (["run", "--walker-frame-skip", "0"], "walker frame skip must be at least 1, not 0"),
+        (["run", "--walker-frame-skip", "8", "--physics", "mjx"], "nor other time steps"),
         (["run", "--physics", "bullet"], "unknown physics backend 'bullet'; choose from auto, mujoco, planar, mjx"),
         (["run", "--algorithm", "ppo"], "unknown algorithm 'ppo'"),
         (["run", "--first-seed", "-1"], "first seed must not be negative"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tamherd_jax.envs import Cheetah, Locomotion, Task, Walker, collect_episodes, ml2
+from tamherd_jax.physics import get_physics
 
 
 def task(body, direction=1.0):
@@ -80,6 +81,21 @@ def test_action_scale_divides_and_clips():
     one, ten = literal.step(start, jnp.clip(action / 10, -1, 1)), scaled.step(start, action)
     np.testing.assert_array_equal(one.obs, ten.obs)
     np.testing.assert_array_equal(one.reward, ten.reward)
+
+
+@pytest.mark.parametrize("physics", ["mujoco", "planar"])
+def test_a_step_of_promps_walker_is_two_of_gymnasiums(physics):
+    slow, fast = Locomotion(physics, walker_frame_skip=8), Locomotion(physics)
+    action = jnp.array([0.3, -0.2, 0.1, -0.3, 0.2, 0.1])
+    for body in (0, 1):
+        start = slow.reset(jax.random.key(1), task(body))
+        first = fast.step(start, action)
+        second = fast.step(first, action) if body else first
+        after = slow.step(start, action)
+        np.testing.assert_allclose(after.pipeline_state.q, second.pipeline_state.q, atol=1e-5)
+        np.testing.assert_allclose(after.reward, (first.reward + second.reward) / 2, atol=1e-3)
+    with pytest.raises(ValueError, match="needs physics by its name"):
+        Locomotion(get_physics(physics), walker_frame_skip=8)
 
 
 def test_a_finished_episode_stays_finished(mujoco_env):

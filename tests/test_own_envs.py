@@ -264,5 +264,7 @@ def test_each_task_of_ml2_params_has_a_body_of_its_own():
     np.testing.assert_array_equal(nominal.obs, same.obs)
     with pytest.raises(ValueError, match="physics backend 'mjx' takes no other bodies than cheetah and walker"):
         make_environment(task_set, "mjx")
+    with pytest.raises(ValueError, match="cheetah and walker, nor other time steps"):
+        Locomotion("mjx", walker_frame_skip=8)
     with pytest.raises(ValueError, match="unknown task set 'ml3'; choose from ml2, ml2-vel, ml2-params"):
         get_task_set("ml3")

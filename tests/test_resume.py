@@ -408,6 +408,7 @@ def test_what_cannot_be_resumed_gets_one_line(toy_cli, capsys, copied):
         (["--resume", "--out", copied / "none"], "holds no run: config.json is missing"),
         (["--resume", "--out", copied, "--seeds", 5], "--seeds 5 contradicts"),
         (["--resume", "--out", copied, "--epochs", 9], "--epochs 9 contradicts"),
+        (["--resume", "--out", copied, "--walker-frame-skip", 8], "--walker-frame-skip 8 contradicts"),
         (["--out", copied], "or go on with the run in it with --resume"),
         (["--out", copied / "x", "--devices", 0], "devices must be at least 1, not 0"),
         (["--out", copied / "x", "--devices", 99], "99 devices were asked for, but here are"),

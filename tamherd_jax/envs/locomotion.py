@@ -19,10 +19,10 @@ PARKED = -1
 _HUGE = 1e10  # MuJoCo's own bound on a state that still counts as sound
 
 
-class _Terms(NamedTuple):
-    """Reward, observation, reset and termination terms by body: (cheetah, walker)."""
+class Terms(NamedTuple):
+    """Reward, observation, reset and termination terms: (cheetah, walker), or of one body; `dt` is a step's seconds."""
 
-    dt: Any = np.multiply(FRAME_SKIP, TIMESTEP).astype(np.float32)
+    dt: Any
     control_cost: Any = np.array([0.05, 1e-3], np.float32)
     alive_bonus: Any = np.array([0.0, 1.0], np.float32)
     reset_position: Any = np.array([0.1, 0.005], np.float32)  # half-width of the uniform noise
@@ -32,14 +32,9 @@ class _Terms(NamedTuple):
     max_height: Any = np.array([np.inf, 2.0], np.float32)
     max_angle: Any = np.array([np.inf, 1.0], np.float32)
 
-    def of(self, body: Any) -> _Terms:
+    def of(self, body: Any) -> Terms:
         """The terms of one body, scalars."""
-        return _Terms(*(jnp.asarray(x)[body] for x in self))
-
-
-def locomotion_terms(body: int) -> _Terms:
-    """The terms of one body as numbers, for who reads episodes afterwards."""
-    return _Terms(*(float(values[body]) for values in _Terms()))
+        return Terms(*(jnp.asarray(x)[body] for x in self))
 
 
 class Locomotion(Env):
@@ -47,7 +42,7 @@ class Locomotion(Env):
 
     | | cheetah | walker |
     | --- | --- | --- |
-    | time step dt | 5 x 0.01 s | 4 x 0.002 s |
+    | time step dt | 5 x 0.01 s | 4 x 0.002 s (see `walker_frame_skip`) |
     | bonus, cost | 0, 0.05 | 1, 0.001 |
     | ends | never | height outside (0.8, 2) m or abs(pitch) >= 1 rad |
     | reset noise | q U(-0.1, 0.1), qd 0.1 N(0, 1) | q and qd U(-0.005, 0.005) |
@@ -64,6 +59,11 @@ class Locomotion(Env):
       default_task: what `reset` runs when not told.
       variants: number of perturbed copies of each body that tasks may name (see `tamherd_jax.physics.perturbed_models`); then
         `physics` must be a name.
+      walker_frame_skip: physics steps of 0.002 s in an environment step of the walker: gymnasium's 4, or ProMP's 8; other than
+        4, `physics` must be a name.
+
+    Raises:
+      ValueError: there is no such physics backend, or it does not take these bodies or time steps.
 
     Source: spec 3.4; garage `HalfCheetahDirEnv`, gymnasium `Walker2d-v4`.
     """
@@ -74,11 +74,16 @@ class Locomotion(Env):
         expected_action_scale: float = 1.0,
         default_task: Task | None = None,
         variants: int = 0,
+        walker_frame_skip: int = FRAME_SKIP[WALKER],
     ):
+        frames = (FRAME_SKIP[CHEETAH], walker_frame_skip)
         if isinstance(physics, str):
             models = (*map(load_model, BODIES), *perturbed_models(variants)) if variants else None
-            physics = get_physics(physics, models, FRAME_SKIP * (1 + variants))
-        self._physics, self.variants = physics, variants
+            physics = get_physics(physics, models, frames * (1 + variants))
+        elif frames != FRAME_SKIP:
+            raise ValueError("a walker frame skip other than the default needs physics by its name")
+        self._physics, self.variants, self.walker_frame_skip = physics, variants, walker_frame_skip
+        self._terms = Terms(dt=np.multiply(frames, TIMESTEP).astype(np.float32))
         self._action_scale = float(expected_action_scale)
         self._default_task = default_task if default_task is not None else _task(CHEETAH)
 
@@ -86,14 +91,14 @@ class Locomotion(Env):
         """Fresh initial state of a task; `rng` is consumed."""
         task = jax.tree.map(jnp.asarray, self._default_task if task is None else task)
         position_key, velocity_key = jax.random.split(rng)
-        noise = _Terms().of(task.body).reset_position
+        noise = self._terms.of(task.body).reset_position
         q = jax.random.uniform(position_key, (NQ,), minval=-1.0, maxval=1.0) * noise
         uniform = jax.random.uniform(velocity_key, (NV,), minval=-1.0, maxval=1.0) * noise
         qd = jnp.where(task.body == CHEETAH, 0.1 * jax.random.normal(velocity_key, (NV,)), uniform)
         zero = jnp.zeros(())
         return State(
             pipeline_state=init_state(q, qd),
-            obs=_observe(task.body, q, qd),
+            obs=_observe(self._terms.of(task.body), q, qd),
             reward=zero,
             done=zero,
             metrics={"nonfinite": zero},
@@ -103,7 +108,7 @@ class Locomotion(Env):
     def step(self, state: State, action: jax.Array) -> State:
         """State after one action `[6]`; the same state, unpaid, where `state.done` is 1 already."""
         task, before = state.info["task"], state.pipeline_state
-        terms = _Terms().of(task.body)
+        terms = self._terms.of(task.body)
         over = state.done > 0
         control = jnp.clip(action / self._action_scale, -1.0, 1.0)
         row = task.body if task.variant is None else task.body + len(BODIES) * (1 + task.variant)
@@ -116,11 +121,15 @@ class Locomotion(Env):
         reward = progress + terms.alive_bonus - terms.control_cost * jnp.sum(control**2)
         return state.replace(
             pipeline_state=after,
-            obs=_observe(task.body, after.q, after.qd),
+            obs=_observe(terms, after.q, after.qd),
             reward=jnp.where(keep, 0.0, reward),
             done=jnp.where(keep | ~_healthy(terms, after.q), 1.0, 0.0),
             metrics={"nonfinite": jnp.where(over, 0.0, jnp.where(sound, 0.0, 1.0))},
         )
+
+    def terms(self, body: int) -> Terms:
+        """The terms of one body as numbers, for who reads episodes afterwards."""
+        return Terms(*(float(values[body]) for values in self._terms))
 
     @property
     def observation_size(self) -> int:
@@ -154,28 +163,33 @@ class Walker(Locomotion):
         super().__init__(physics, expected_action_scale, _task(WALKER) if default_task is None else default_task)
 
 
-def make_environment(task_set: TaskSet, physics: str = "auto", expected_action_scale: float = 1.0) -> Locomotion:
+def make_environment(
+    task_set: TaskSet,
+    physics: str = "auto",
+    expected_action_scale: float = 1.0,
+    walker_frame_skip: int = FRAME_SKIP[WALKER],
+) -> Locomotion:
     """The environment of one of the package's task sets, with the perturbed bodies that its tasks name.
 
     Raises:
-      ValueError: there is no such physics backend, or it takes no perturbed bodies.
+      ValueError: see `Locomotion`.
     """
     variant = task_set.tasks.variant
-    return Locomotion(physics, expected_action_scale, variants=0 if variant is None else int(np.max(variant)) + 1)
+    variants = 0 if variant is None else int(np.max(variant)) + 1
+    return Locomotion(physics, expected_action_scale, variants=variants, walker_frame_skip=walker_frame_skip)
 
 
 def _task(body: int) -> Task:
     return Task(body=np.array(body, np.int32), direction=np.array(1.0, np.float32))
 
 
-def _observe(body: Any, q: jax.Array, qd: jax.Array) -> jax.Array:
+def _observe(terms: Terms, q: jax.Array, qd: jax.Array) -> jax.Array:
     """Observation `[17]`, without the distance covered."""
-    terms = _Terms().of(body)
     height = q[1] + terms.rest_height
     return jnp.concatenate([height[None], q[2:], jnp.clip(qd, -terms.velocity_clip, terms.velocity_clip)])
 
 
-def _healthy(terms: _Terms, q: jax.Array) -> jax.Array:
+def _healthy(terms: Terms, q: jax.Array) -> jax.Array:
     """Whether the episode goes on at positions `q`."""
     height = q[1] + terms.rest_height
     return (height > terms.min_height) & (height < terms.max_height) & (jnp.abs(q[2]) < terms.max_angle)

@@ -13,6 +13,7 @@ from tamherd_jax.herd.embeddings import EmbeddingConfig
 from tamherd_jax.maml.learner import MAMLConfig
 from tamherd_jax.maml.trpo import TRPOConfig
 from tamherd_jax.pearl.config import PEARLConfig
+from tamherd_jax.physics.bodies import FRAME_SKIP, WALKER
 from tamherd_jax.serialization import rebuild
 
 ALGORITHMS = ("maml", "pearl")
@@ -30,7 +31,7 @@ PROBES = {
     "discriminative": "a multitask probe that is also paid for telling tasks apart (see `herd.information`)",
 }
 """Kinds of probe. One that is not `meta` is a learner of its own, an arm with the kind's name."""
-_LATER = ("probe", "reuse_probe")
+_LATER = ("probe", "reuse_probe", "walker_frame_skip")
 """Fields that came after the first results: JSON has them only where they are not the default, so that those read back."""
 
 
@@ -46,6 +47,7 @@ class ExperimentConfig:
       tasks: name of a task set of `envs.TASK_SETS`.
       physics: backend name.
       expected_action_scale: environment actions are `clip(a / scale, -1, 1)`; garage has 10 for MAML, 1 for PEARL.
+      walker_frame_skip: physics steps of 0.002 s in an environment step of the walker: gymnasium's 4, or ProMP's 8.
       probe: kind of the probe, of `PROBES`.
       probe_epochs: epochs after which the probe is frozen; 0 for one that is not trained.
       reuse_probe: PEARL's herd members start from the probe's replay of their tasks in place of a fresh initial collection.
@@ -71,6 +73,7 @@ class ExperimentConfig:
     tasks: str = "ml2"
     physics: str = "auto"
     expected_action_scale: float = 10.0
+    walker_frame_skip: int = FRAME_SKIP[WALKER]
     probe: str = "meta"
     probe_epochs: int = 10
     reuse_probe: bool = False
@@ -97,7 +100,7 @@ class ExperimentConfig:
           ValueError: naming the first field at fault.
         """
         positive = ("seeds", "member_epochs", "draws_per_task", "embedding_episodes", "test_episodes")
-        for name in (*positive, "test_repeats", "epochs_per_call"):
+        for name in (*positive, "test_repeats", "epochs_per_call", "walker_frame_skip"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
         for name in ("first_seed", "probe_epochs"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from tamherd_jax.envs import Locomotion, Task
 from tamherd_jax.envs.episodes import Episodes
-from tamherd_jax.envs.locomotion import locomotion_terms
+from tamherd_jax.envs.locomotion import Terms
 from tamherd_jax.experiments.herds import sound_herds, trained_herd
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.algorithm import LatentLearner
@@ -28,8 +28,8 @@ def record(herd: Herd, tasks: Sequence[str]) -> dict[str, np.ndarray]:
     """Adapt a herd to tasks by name, and keep one exploration and one test episode of each, those of median return.
 
     Returns:
-      What `episodes.npz` holds, B tasks: `q` `[B, 2, T + 1, 9]`, `rewards` and `valid` `[B, 2, T]` (before, after), `member`
-      and `body` `[B]`, `tasks` `[B]` their names, `seed` `[]`.
+      What `episodes.npz` holds, B tasks: `q` `[B, 2, T + 1, 9]`, `rewards` and `valid` `[B, 2, T]` (before, after), `member`,
+      `body` and `dt` (a step's seconds) `[B]`, `tasks` `[B]` their names, `seed` `[]`.
 
     Raises:
       ValueError: no such task, or an environment without bodies to draw.
@@ -45,13 +45,14 @@ def _record_task(herd: Herd, name: str) -> dict[str, np.ndarray]:
     task = jax.tree.map(lambda leaf: leaf[herd.task_set.index(name)], herd.task_set.tasks)
     adapted = herd.adapt(task_key(herd, name), name)
     chosen = [median_episode(episodes) for episodes in phases(adapted)]
-    scale = herd.learner.env.expected_action_scale
+    env = herd.learner.env
     return {
-        "q": np.stack([positions(episode, task, scale) for episode in chosen]),
+        "q": np.stack([positions(episode, task, env) for episode in chosen]),
         "rewards": np.stack([episode.rewards for episode in chosen]),
         "valid": np.stack([episode.valid for episode in chosen]),
         "member": np.asarray(adapted.member),
         "body": np.asarray(task.body),
+        "dt": np.asarray(env.terms(int(task.body)).dt),
     }
 
 
@@ -69,21 +70,21 @@ def median_episode(episodes: Episodes) -> Episodes:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[order[(len(order) - 1) // 2]], episodes)
 
 
-def positions(episode: Episodes, task: Task, action_scale: float) -> np.ndarray:
+def positions(episode: Episodes, task: Task, env: Locomotion) -> np.ndarray:
     """Positions `[T + 1, 9]` over an episode `[T, ...]` of one task, from x = 0; after its end the last ones again."""
-    terms, steps = locomotion_terms(int(task.body)), int(episode.valid.sum())
+    terms, steps = env.terms(int(task.body)), int(episode.valid.sum())
     shown = np.concatenate([episode.obs[:steps], episode.next_obs[max(steps - 1, 0) : max(steps, 1)]])[: steps + 1]
     q = np.zeros((len(episode.valid) + 1, NQ), np.float32)
-    q[1 : steps + 1, 0] = np.cumsum(_speeds(episode, task, action_scale)[:steps] * terms.dt)
+    q[1 : steps + 1, 0] = np.cumsum(_speeds(episode, task, terms, env.expected_action_scale)[:steps] * terms.dt)
     q[: steps + 1, 1:] = shown[:, : NQ - 1]
     q[: steps + 1, 1] -= terms.rest_height
     q[steps + 1 :] = q[steps]
     return q
 
 
-def _speeds(episode: Episodes, task: Task, action_scale: float) -> np.ndarray:
+def _speeds(episode: Episodes, task: Task, terms: Terms, action_scale: float) -> np.ndarray:
     """`[T]` mean speed over each step (m/s), which observations lack but rewards tell: `d v = r - bonus + cost |a|^2`."""
-    terms, direction = locomotion_terms(int(task.body)), float(task.direction)
+    direction = float(task.direction)
     control = np.clip(episode.actions / action_scale, -1.0, 1.0)
     progress = episode.rewards - terms.alive_bonus + terms.control_cost * np.sum(control**2, axis=-1)
     if task.target is None:

@@ -82,7 +82,9 @@ class Experiment:
         self.config = config
         self.task_set = get_task_set(config.tasks) if task_set is None else task_set
         if env is None:
-            env = make_environment(self.task_set, config.physics, config.expected_action_scale)
+            env = make_environment(
+                self.task_set, config.physics, config.expected_action_scale, walker_frame_skip=config.walker_frame_skip
+            )
         self.env = env
         self.members, self.modes = config.clustering.most, len(self.task_set.mode_names)
         self.seeds = np.arange(config.first_seed, config.first_seed + config.seeds) if seeds is None else np.asarray(seeds)

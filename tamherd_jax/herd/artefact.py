@@ -26,6 +26,7 @@ from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_traini
 from tamherd_jax.herd.clustering import membership_weights
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, make_embedding
 from tamherd_jax.herd.learner import MetaLearner, ReplayLearner
+from tamherd_jax.physics.bodies import FRAME_SKIP, WALKER
 from tamherd_jax.serialization import array_entry, named_arrays, named_shapes, rebuild, restore_tree, write_arrays, write_json
 
 FORMAT = 1
@@ -351,8 +352,8 @@ def _shapes(
 
 def _describe_environment(env: Any) -> dict[str, Any]:
     if type(env) is Locomotion:
-        scale = env.expected_action_scale
-        return {"name": "locomotion", "physics": env.backend, "expected_action_scale": scale, "variants": env.variants}
+        names = ("expected_action_scale", "variants", "walker_frame_skip")
+        return {"name": "locomotion", "physics": env.backend} | {name: getattr(env, name) for name in names}
     return {"name": type(env).__name__}
 
 
@@ -364,7 +365,8 @@ def _environment(entry: dict[str, Any]) -> Any:
     """
     if entry["name"] != "locomotion":
         raise ValueError(f"its environment {entry['name']} is not the package's: hand it over with load(..., env=...)")
-    return Locomotion(entry["physics"], entry["expected_action_scale"], variants=int(entry.get("variants", 0)))
+    variants, walker = int(entry.get("variants", 0)), int(entry.get("walker_frame_skip", FRAME_SKIP[WALKER]))
+    return Locomotion(entry["physics"], entry["expected_action_scale"], variants=variants, walker_frame_skip=walker)
 
 
 def _describe_task_set(task_set: TaskSet) -> dict[str, Any]:

@@ -35,11 +35,11 @@ def get_physics(name: str = "auto", models: Sequence[Any] | None = None, frames:
 
     Args:
       name: of `BACKENDS`, or `"auto"`.
-      models: other bodies in place of `BODIES`, compiled MuJoCo models of 9 degrees of freedom and 6 motors.
+      models: other bodies in place of `BODIES` (None), compiled MuJoCo models of 9 degrees of freedom and 6 motors.
       frames: physics steps per environment step, of each.
 
     Raises:
-      ValueError: if there is no such backend, or it takes no other bodies.
+      ValueError: if there is no such backend, or it takes no other bodies or time steps.
     """
     if name == "auto":
         name = "mujoco" if jax.default_backend() == "cpu" else "planar"
@@ -47,8 +47,8 @@ def get_physics(name: str = "auto", models: Sequence[Any] | None = None, frames:
         raise ValueError(f"unknown physics backend {name!r}; choose from auto, {', '.join(BACKENDS)}")
     module, cls = BACKENDS[name].split(":")
     backend = getattr(importlib.import_module(module), cls)
-    if models is None:
+    if models is None and tuple(frames) == FRAME_SKIP:
         return backend()
     if not hasattr(backend, "of_models"):
-        raise ValueError(f"physics backend {name!r} takes no other bodies than {' and '.join(BODIES)}")
-    return backend.of_models(models, frames)
+        raise ValueError(f"physics backend {name!r} takes no other bodies than {' and '.join(BODIES)}, nor other time steps")
+    return backend.of_models(models or [load_model(body) for body in BODIES], frames)

@@ -7,7 +7,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, NQ, TIMESTEP, load_model
+from tamherd_jax.physics.bodies import BODIES, NQ, load_model
 
 KINDS = ("before adaptation", "after adaptation")
 
@@ -62,11 +62,10 @@ def clip(body: int, q: np.ndarray, rewards: np.ndarray, valid: np.ndarray) -> di
 def player_data(episodes: dict[str, np.ndarray]) -> dict[str, Any]:
     """All that the player needs of what `episodes.npz` holds, ready for JSON: bodies, and per task its two clips."""
     bodies = episodes["body"].tolist()
+    seconds = dict(zip(bodies, episodes["dt"].astype(float).round(6).tolist(), strict=True))
     return {
         "seed": int(episodes["seed"]),
-        "bodies": {
-            BODIES[body]: capsules(BODIES[body]) | {"dt": FRAME_SKIP[body] * TIMESTEP[body]} for body in sorted(set(bodies))
-        },
+        "bodies": {BODIES[body]: capsules(BODIES[body]) | {"dt": seconds[body]} for body in sorted(set(bodies))},
         "tasks": [
             {
                 "name": str(name),
