@@ -23,8 +23,8 @@ WINDOW = 10  # epochs that a line is the mean of
 class Learning:
     """Train one learner and print its training returns, means of ten epochs, as CSV."""
 
-    body: Literal["cheetah", "walker", "both"] = "cheetah"
-    """Whose tasks it trains on: those of an oracle's learner, or all four."""
+    tasks: str = "cheetah"
+    """Tasks whose names begin so: `cheetah` or `walker`, an oracle's, `walker-forward`, one; empty for all four."""
     epochs: int = 60
     """Of `2 meta_batch_size x 10 x 100` environment steps."""
     meta_batch_size: int = 20
@@ -34,13 +34,21 @@ class Learning:
     action_scale: float = 10.0
     """Motors get `clip(a / scale, -1, 1)`."""
     inner_step_size: float = 0.1
-    """Of the adaptation step."""
+    """Of the adaptation step; 0 for plain TRPO on twice the episodes it learns from."""
+    inner_steps: int = 1
+    """Adaptation steps on the same episodes."""
+    gae_lambda: float = 1.0
+    """Lambda of the generalised advantages."""
+    discount: float = 0.99
+    """Gamma."""
     advantage_scale: Literal["std", "variance", "none"] = "std"
     """What centred advantages are divided by."""
     baseline: Literal["linear", "frozen"] = "linear"
     """Of the advantages: fitted linear features, or garage's value network that is never trained."""
     init_log_std: float = MAMLConfig.init_log_std
     """Logarithm of the policy's standard deviation at the start."""
+    walker_frame_skip: int = 4
+    """Physics steps in an environment step of the walker."""
     physics: str = "planar"
     """Backend."""
     seed: int = 0
@@ -53,14 +61,18 @@ def rows(options: Learning) -> Iterator[list[object]]:
     """Settings, epoch, task, mean return before and after adaptation."""
     config = MAMLConfig(
         inner_step_size=options.inner_step_size,
+        inner_steps=options.inner_steps,
+        gae_lambda=options.gae_lambda,
+        discount=options.discount,
         advantage_scale=options.advantage_scale,
         baseline=options.baseline,
         init_log_std=options.init_log_std,
         trpo=TRPOConfig(max_kl=options.max_kl),
     )
-    learner = MAML(Locomotion(options.physics, options.action_scale), options.meta_batch_size, config)
+    env = Locomotion(options.physics, options.action_scale, walker_frame_skip=options.walker_frame_skip)
+    learner = MAML(env, options.meta_batch_size, config)
     tasks, key = ml2(), jax.random.key(options.seed)
-    weights = np.array([options.body in (tasks.mode_names[mode], "both") for mode in tasks.modes], np.float32)
+    weights = np.array([name.startswith(options.tasks) for name in tasks.task_names], np.float32)
     epoch, state = jax.jit(learner.train_epoch), learner.init(key)
     window: list[tuple[np.ndarray, np.ndarray]] = []
     settings = [getattr(options, field) for field in SETTINGS]
@@ -80,10 +92,7 @@ def rows(options: Learning) -> Iterator[list[object]]:
             window.clear()
 
 
-SETTINGS = (
-    *("body", "meta_batch_size", "max_kl", "action_scale", "inner_step_size", "advantage_scale", "baseline", "init_log_std"),
-    *("physics", "seed"),
-)
+SETTINGS = tuple(field.name for field in dataclasses.fields(Learning) if field.name not in ("epochs", "into"))
 COLUMNS = (*SETTINGS, "epoch", "task", "before", "after")
 
 
