@@ -303,6 +303,9 @@ def test_controls_are_parsed_and_checked():
     assert parse_controls("all", "maml") == tuple(CONTROLS)[:4]
     assert parse_controls("random-clusters, untrained-probe", "maml") == ("random-clusters", "untrained-probe")
     assert parse_controls(None, "maml") is None
+    assert parse_controls("none", "maml") == ()
+    literal = [get_preset(name).controls for name in ("paper-maml", "long-maml", "paper-pearl")]
+    assert literal == [tuple(CONTROLS)[:4]] * 2 + [tuple(CONTROLS)]
     with pytest.raises(ValueError, match="control double-gradient needs algorithm pearl"):
         get_preset("quick", controls=("double-gradient",))
     with pytest.raises(ValueError, match="named twice"):

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from synthetic_run import BODIES, TASKS, synthetic_episodes, write_synthetic_run
+from synthetic_run import BODIES, PROBE, TASKS, synthetic_episodes, write_synthetic_run
 
 from tamherd_jax import cli
-from tamherd_jax.reporting import paper, views
+from tamherd_jax.reporting import figures, paper, views
 from tamherd_jax.reporting.report import make_report
 from tamherd_jax.reporting.run_files import arm_curve, read_log, read_run_files
 
@@ -140,6 +140,17 @@ def test_the_herds_curve_is_the_probes_until_its_members_start(reported):
     np.testing.assert_array_equal(returns[:, :4], np.delete(single, 2, 0)[:, :4])
     assert steps[4] == 160_000 + 10_000 + 40_000
     assert arm_curve(run.results, run.curves, "oracle")[0][0] == 40_000
+
+
+def test_a_probe_of_its_own_is_no_control(tmp_path):
+    write_synthetic_run(tmp_path, controls=("multitask", "random_assignment"))
+    run = read_run_files(tmp_path)
+    assert figures.paper_arms(run.results) == ["oracle", "single", "herd"]
+    run.results["config"]["probe"] = "multitask"
+    assert figures.paper_arms(run.results) == ["oracle", "single", "herd", "multitask"]
+    assert figures.control_arms(run.results) == ["herd", "random_assignment"]
+    own = arm_curve(run.results, run.curves, "multitask")[1][:, :PROBE]
+    np.testing.assert_array_equal(arm_curve(run.results, run.curves, "herd")[1][:, :PROBE], own)
 
 
 def test_throughput_comes_from_whole_lines_of_the_log(reported):

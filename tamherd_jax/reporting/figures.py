@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tamherd_jax.reporting.embedding_figures import principal_plane, tsne_plane
-from tamherd_jax.reporting.run_files import ARMS, arm_curve, arm_title, arms, included
+from tamherd_jax.reporting.run_files import ARMS, arm_curve, arm_title, arms, included, own_probe
 
 INK, GRID = "#010101", "#b9b9b9"
 COLOURS = ("#1f77b4", "#e6750a", "#2a9134", "#b83280", "#7b61c9", "#8c6239", "#0f8b8d", "#a1260d")
@@ -41,23 +41,23 @@ Draw = Callable[[Any], None]
 
 
 def arm_style(results: dict[str, Any], arm: str) -> dict[str, Any]:
-    """Colour and line of an arm: the paper's for its three, dashed colours of their own for controls."""
+    """Colour and line of an arm: the paper's for its three, dashed colours of their own for others."""
     if arm == "oracle":
         return {"color": INK, "linestyle": ":"}
     if arm in ARMS:
         return {"color": COLOURS[("single", "herd").index(arm)], "linestyle": "-"}
-    controls = [name for name in arms(results) if name not in ARMS]
-    return {"color": COLOURS[2 + controls.index(arm) % (len(COLOURS) - 2)], "linestyle": "--"}
+    others = [name for name in arms(results) if name not in ARMS]
+    return {"color": COLOURS[2 + others.index(arm) % (len(COLOURS) - 2)], "linestyle": "--"}
 
 
 def paper_arms(results: dict[str, Any]) -> list[str]:
-    """The arms of Figure 2."""
-    return [arm for arm in arms(results) if arm in ARMS]
+    """The arms of Figure 2, and a probe of its own, with whose curve the herd's begins."""
+    return [arm for arm in arms(results) if arm in (*ARMS, own_probe(results))]
 
 
 def control_arms(results: dict[str, Any]) -> list[str]:
     """The herd and its controls; empty without any."""
-    controls = [arm for arm in arms(results) if arm not in ARMS]
+    controls = [arm for arm in arms(results) if arm not in paper_arms(results)]
     return ["herd", *controls] if controls else []
 
 

@@ -79,6 +79,12 @@ def arms(results: dict[str, Any]) -> list[str]:
     return [arm for arm in ARMS if arm in found] + [arm for arm in found if arm not in ARMS]
 
 
+def own_probe(results: dict[str, Any]) -> str | None:
+    """The arm that is the herd's probe, where that is not the single learner stopped early."""
+    kind = results["config"].get("probe")
+    return kind if kind in arms(results) else None
+
+
 def arm_title(results: dict[str, Any], arm: str) -> str:
     """Heading of an arm, for instance `Herd of MAMLs`."""
     herd = "String of PEARLs" if results["config"].get("algorithm") == "pearl" else "Herd of MAMLs"
@@ -126,8 +132,7 @@ def arm_curve(
     steps = curves[f"{arm}/budget"]
     if arm == "herd":
         probe = results["config"]["probe_epochs"]
-        kind = results["config"].get("probe")  # an arm where the probe is not the single learner
-        source = kind if f"{kind}/after" in curves else "single"
+        source = own_probe(results) or "single"
         returns = np.concatenate([curves[f"{source}/after"][:, :probe, tasks].mean(2), returns], 1)
         steps = np.concatenate([curves[f"{source}/budget"][:probe], steps])
     return steps, returns[rows]
