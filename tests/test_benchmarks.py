@@ -1,6 +1,9 @@
 """The benchmark suite: that it runs, what it writes, counts and compares. No timing is asserted."""
 
 import copy
+import csv
+import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -14,12 +17,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # `benchmarks` is not installed; appended, so that an installed tamherd_jax wins
 
-from benchmarks import registry, tables  # noqa: E402
+from benchmarks import learning, registry, tables  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import MODES, Call, Case, Child, Program, Quoted, get_mode  # noqa: E402
 from benchmarks.compare import compare  # noqa: E402
 from benchmarks.counting import count_operations  # noqa: E402
 from benchmarks.measure import add_ceilings, measure_benchmark  # noqa: E402
+from benchmarks.open_loop import OpenLoop, episode_returns, search  # noqa: E402
 from benchmarks.plot import curves  # noqa: E402
 from benchmarks.results import SCHEMA, check, read_document, write_document  # noqa: E402
 from benchmarks.statistics import summarize, verdict  # noqa: E402
@@ -195,6 +199,24 @@ def test_committed_results_can_be_read():
         run = read_document(path)
         assert tables.markdown(run)
         assert run["machine"]["commit"] != "unknown"
+
+
+def test_committed_learning_curves_name_settings_of_the_study():
+    with (ROOT / "benchmarks" / "results" / "learning.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert tuple(found[0]) == learning.COLUMNS
+    fields = [field for field in dataclasses.fields(learning.Learning) if field.name in learning.SETTINGS]
+    for row in found:
+        options = learning.Learning(**{field.name: type(field.default)(row[field.name]) for field in fields})
+        assert [str(getattr(options, field.name)) for field in fields] == [row[field.name] for field in fields]
+        assert row["task"].startswith(options.tasks)
+
+
+def test_a_search_for_the_best_controls_never_loses_what_it_found():
+    options = OpenLoop(task="cheetah-backward", steps=20, candidates=64, physics="mujoco")
+    best = list(itertools.islice(search(options), 4))
+    assert best == sorted(best)
+    assert best[-1] > float(episode_returns(options)(np.zeros((1, 4, 6), np.float32))[0]) + 1.0
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------

@@ -95,7 +95,9 @@ def test_a_step_of_promps_walker_is_two_of_gymnasiums(physics):
         np.testing.assert_allclose(after.pipeline_state.q, second.pipeline_state.q, atol=1e-5)
         np.testing.assert_allclose(after.reward, (first.reward + second.reward) / 2, atol=1e-3)
     with pytest.raises(ValueError, match="needs physics by its name"):
-        Locomotion(get_physics(physics), walker_frame_skip=8)
+        Walker(get_physics(physics), walker_frame_skip=8)
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        Walker(physics, walker_frame_skip=0)
 
 
 def test_a_finished_episode_stays_finished(mujoco_env):

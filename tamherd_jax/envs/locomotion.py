@@ -76,6 +76,8 @@ class Locomotion(Env):
         variants: int = 0,
         walker_frame_skip: int = FRAME_SKIP[WALKER],
     ):
+        if walker_frame_skip < 1:
+            raise ValueError(f"walker frame skip must be at least 1, not {walker_frame_skip}")
         frames = (FRAME_SKIP[CHEETAH], walker_frame_skip)
         if isinstance(physics, str):
             models = (*map(load_model, BODIES), *perturbed_models(variants)) if variants else None
@@ -159,8 +161,15 @@ class Cheetah(Locomotion):
 class Walker(Locomotion):
     """`Locomotion` that runs the walker forward unless told another task."""
 
-    def __init__(self, physics: str | Physics = "auto", expected_action_scale: float = 1.0, default_task: Task | None = None):
-        super().__init__(physics, expected_action_scale, _task(WALKER) if default_task is None else default_task)
+    def __init__(
+        self,
+        physics: str | Physics = "auto",
+        expected_action_scale: float = 1.0,
+        default_task: Task | None = None,
+        walker_frame_skip: int = FRAME_SKIP[WALKER],
+    ):
+        task = _task(WALKER) if default_task is None else default_task
+        super().__init__(physics, expected_action_scale, task, walker_frame_skip=walker_frame_skip)
 
 
 def make_environment(
