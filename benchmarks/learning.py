@@ -16,6 +16,7 @@ import tyro
 from tamherd_jax.envs import Locomotion, ml2
 from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
 
+OneTask = Literal["cheetah-forward", "cheetah-backward", "walker-forward", "walker-backward"]
 WINDOW = 10  # epochs that a line is the mean of
 
 
@@ -23,8 +24,8 @@ WINDOW = 10  # epochs that a line is the mean of
 class Learning:
     """Train one learner and print its training returns, means of ten epochs, as CSV."""
 
-    tasks: str = "cheetah"
-    """Tasks whose names begin so: `cheetah` or `walker`, an oracle's, `walker-forward`, one; empty for all four."""
+    tasks: OneTask | Literal["cheetah", "walker", "all"] = "cheetah"
+    """What it trains on: the single learner's tasks, an oracle's, or one."""
     epochs: int = 60
     """Of `2 meta_batch_size x 10 x 100` environment steps."""
     meta_batch_size: int = 20
@@ -49,7 +50,7 @@ class Learning:
     """Logarithm of the policy's standard deviation at the start."""
     walker_frame_skip: int = 4
     """Physics steps in an environment step of the walker."""
-    physics: str = "planar"
+    physics: Literal["planar", "mujoco", "mjx"] = "planar"
     """Backend."""
     seed: int = 0
     """Of the random numbers."""
@@ -72,7 +73,7 @@ def rows(options: Learning) -> Iterator[list[object]]:
     env = Locomotion(options.physics, options.action_scale, walker_frame_skip=options.walker_frame_skip)
     learner = MAML(env, options.meta_batch_size, config)
     tasks, key = ml2(), jax.random.key(options.seed)
-    weights = np.array([name.startswith(options.tasks) for name in tasks.task_names], np.float32)
+    weights = np.array([options.tasks == "all" or name.startswith(options.tasks) for name in tasks.task_names], np.float32)
     epoch, state = jax.jit(learner.train_epoch), learner.init(key)
     window: list[tuple[np.ndarray, np.ndarray]] = []
     settings = [getattr(options, field) for field in SETTINGS]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks.learning import OneTask
 from tamherd_jax.envs import Locomotion, ml2, take_tasks
 
 ELITES = 32
@@ -21,8 +24,8 @@ SMALLEST_DEVIATION = 0.03
 class OpenLoop:
     """Search the controls of one episode from one start; the best return found bounds the best possible from below."""
 
-    task: str = "walker-forward"
-    """Of ML2."""
+    task: OneTask = "walker-forward"
+    """Whose return is sought."""
     steps: int = 100
     """T, length of the episode."""
     hold: int = 5
@@ -33,14 +36,14 @@ class OpenLoop:
     """Of the search; the best so far is printed every 20."""
     walker_frame_skip: int = 4
     """Physics steps in an environment step of the walker."""
-    physics: str = "planar"
+    physics: Literal["planar", "mujoco", "mjx"] = "planar"
     """Backend."""
     seed: int = 0
     """Of the search; the start is the same for all."""
 
 
 def episode_returns(options: OpenLoop) -> Callable[[np.ndarray], jax.Array]:
-    """The return `[B]` of each of B sequences of controls `[B, T / hold, 6]`."""
+    """The return `[B]` of each of B sequences of controls `[B, ceil(T / hold), 6]`."""
     env = Locomotion(options.physics, walker_frame_skip=options.walker_frame_skip)
     task = take_tasks(ml2().tasks, np.asarray(ml2().index(options.task)))
 
@@ -50,7 +53,7 @@ def episode_returns(options: OpenLoop) -> Callable[[np.ndarray], jax.Array]:
             return state, state.reward
 
         start = env.reset(jax.random.key(0), task)
-        return jnp.sum(jax.lax.scan(step, start, jnp.repeat(controls, options.hold, axis=0))[1])
+        return jnp.sum(jax.lax.scan(step, start, jnp.repeat(controls, options.hold, axis=0)[: options.steps])[1])
 
     return jax.jit(jax.vmap(one))
 
@@ -58,7 +61,7 @@ def episode_returns(options: OpenLoop) -> Callable[[np.ndarray], jax.Array]:
 def search(options: OpenLoop) -> Iterator[float]:
     """The best return so far after each iteration: elites are kept, the rest drawn anew around them."""
     pay, rng = episode_returns(options), np.random.default_rng(options.seed)
-    shape = (options.steps // options.hold, 6)
+    shape = (math.ceil(options.steps / options.hold), 6)
     mean, deviation, elites = np.zeros(shape), np.full(shape, 0.5), np.zeros((0, *shape))
     while True:
         drawn = np.clip(mean + deviation * rng.standard_normal((options.candidates, *shape)), -1.0, 1.0)

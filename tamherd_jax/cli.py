@@ -42,7 +42,7 @@ class Run(EmbeddingOptions):
     """Training epochs that one call of the compiled program runs. By default 1; more spare an accelerator the host's pauses."""
     controls: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
     """Further arms: all, none, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe,
-    double-gradient, with commas between them. By default the preset's: all in those named after the paper, else none."""
+    double-gradient, with commas between them. By default all in paper-maml, paper-pearl and long-maml, else none."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run directory. By default a new one under runs/."""
     embedding: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None

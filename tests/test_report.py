@@ -17,8 +17,9 @@ from synthetic_run import BODIES, PROBE, TASKS, synthetic_episodes, write_synthe
 
 from tamherd_jax import cli
 from tamherd_jax.reporting import figures, paper, views
+from tamherd_jax.reporting.animation import player_data
 from tamherd_jax.reporting.report import make_report
-from tamherd_jax.reporting.run_files import arm_curve, read_log, read_run_files
+from tamherd_jax.reporting.run_files import arm_curve, read_episodes, read_log, read_run_files
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect", "line", "circle"}
@@ -151,6 +152,14 @@ def test_a_probe_of_its_own_is_no_control(tmp_path):
     assert figures.control_arms(run.results) == ["herd", "random_assignment"]
     own = arm_curve(run.results, run.curves, "multitask")[1][:, :PROBE]
     np.testing.assert_array_equal(arm_curve(run.results, run.curves, "herd")[1][:, :PROBE], own)
+
+
+def test_episodes_from_before_a_steps_seconds_were_recorded(tmp_path):
+    synthetic_episodes(tmp_path / "new.npz")
+    old = {name: array for name, array in np.load(tmp_path / "new.npz").items() if name != "dt"}
+    np.savez(tmp_path / "episodes.npz", **old)
+    data = player_data(read_episodes(tmp_path))
+    assert [data["bodies"][body]["dt"] for body in ("cheetah", "walker")] == [0.05, 0.008]
 
 
 def test_throughput_comes_from_whole_lines_of_the_log(reported):

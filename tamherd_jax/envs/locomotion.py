@@ -93,14 +93,14 @@ class Locomotion(Env):
         """Fresh initial state of a task; `rng` is consumed."""
         task = jax.tree.map(jnp.asarray, self._default_task if task is None else task)
         position_key, velocity_key = jax.random.split(rng)
-        noise = self._terms.of(task.body).reset_position
-        q = jax.random.uniform(position_key, (NQ,), minval=-1.0, maxval=1.0) * noise
-        uniform = jax.random.uniform(velocity_key, (NV,), minval=-1.0, maxval=1.0) * noise
+        terms = self._terms.of(task.body)
+        q = jax.random.uniform(position_key, (NQ,), minval=-1.0, maxval=1.0) * terms.reset_position
+        uniform = jax.random.uniform(velocity_key, (NV,), minval=-1.0, maxval=1.0) * terms.reset_position
         qd = jnp.where(task.body == CHEETAH, 0.1 * jax.random.normal(velocity_key, (NV,)), uniform)
         zero = jnp.zeros(())
         return State(
             pipeline_state=init_state(q, qd),
-            obs=_observe(self._terms.of(task.body), q, qd),
+            obs=_observe(terms, q, qd),
             reward=zero,
             done=zero,
             metrics={"nonfinite": zero},

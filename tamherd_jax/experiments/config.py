@@ -25,7 +25,6 @@ CONTROLS = {
     "double-gradient": "a single PEARL learner that takes twice the gradient steps, as many as a herd of two",
 }
 """Further arms that a run may have, and what each is."""
-_PEARL_ONLY = ("double-gradient",)
 PROBES = {
     "meta": "the single learner, stopped early",
     "multitask": "MAML without its inner step: one policy for all tasks",
@@ -34,6 +33,11 @@ PROBES = {
 """Kinds of probe. One that is not `meta` is a learner of its own, an arm with the kind's name."""
 _LATER = ("probe", "reuse_probe", "walker_frame_skip")
 """Fields that came after the first results: JSON has them only where they are not the default, so that those read back."""
+
+
+def all_controls(algorithm: str) -> tuple[str, ...]:
+    """The controls that an algorithm can have."""
+    return tuple(name for name in CONTROLS if name != "double-gradient" or algorithm == "pearl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +143,8 @@ class ExperimentConfig:
     def _check_controls(self) -> None:
         for name in self.controls:
             if name not in CONTROLS:
-                raise ValueError(f"unknown control {name!r}; choose from {', '.join(CONTROLS)}, or all")
-        if set(_PEARL_ONLY) & set(self.controls) and self.algorithm != "pearl":
+                raise ValueError(f"unknown control {name!r}; choose from {', '.join(CONTROLS)}, or all or none")
+        if not set(self.controls) <= set(all_controls(self.algorithm)):
             raise ValueError("control double-gradient needs algorithm pearl; MAML takes one meta-update an epoch")
         if len(set(self.controls)) < len(self.controls):
             raise ValueError(f"a control is named twice: {', '.join(self.controls)}")
@@ -177,11 +181,6 @@ class ExperimentConfig:
             raise ValueError(f"{directory} holds no run: config.json is missing") from error
         except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def all_controls(algorithm: str) -> tuple[str, ...]:
-    """The controls that an algorithm can have."""
-    return tuple(name for name in CONTROLS if name not in _PEARL_ONLY or algorithm == "pearl")
 
 
 # What found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in 17 of 20.

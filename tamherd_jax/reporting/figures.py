@@ -52,12 +52,14 @@ def arm_style(results: dict[str, Any], arm: str) -> dict[str, Any]:
 
 def paper_arms(results: dict[str, Any]) -> list[str]:
     """The arms of Figure 2, and a probe of its own, with whose curve the herd's begins."""
-    return [arm for arm in arms(results) if arm in (*ARMS, own_probe(results))]
+    shown = (*ARMS, own_probe(results))
+    return [arm for arm in arms(results) if arm in shown]
 
 
 def control_arms(results: dict[str, Any]) -> list[str]:
     """The herd and its controls; empty without any."""
-    controls = [arm for arm in arms(results) if arm not in paper_arms(results)]
+    main = paper_arms(results)
+    controls = [arm for arm in arms(results) if arm not in main]
     return ["herd", *controls] if controls else []
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tamherd_jax.experiments.results import ARMS, read_run
+from tamherd_jax.physics.bodies import FRAME_SKIP, TIMESTEP
 from tamherd_jax.serialization import read_arrays
 
 
@@ -54,9 +55,11 @@ def read_episodes(directory: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        return read_arrays(path)
+        episodes = read_arrays(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}; remove it to report without an animation") from error
+    # Files from before a step's seconds were recorded have the bodies' own.
+    return episodes if "dt" in episodes else episodes | {"dt": np.multiply(FRAME_SKIP, TIMESTEP)[episodes["body"]]}
 
 
 def read_log(directory: Path) -> tuple[dict[str, Any], ...]:
