@@ -32,12 +32,20 @@ class Learning:
     """M, tasks an epoch."""
     max_kl: float = 0.01
     """Radius of the trust region."""
+    final_max_kl: float | None = None
+    """Where it ends if it decays."""
+    decay_begin: int = 0
+    """Epochs before it decays."""
+    decay_steps: int = 1
+    """Epochs over which it does."""
     action_scale: float = 10.0
     """Motors get `clip(a / scale, -1, 1)`."""
     inner_step_size: float = 0.1
     """Of the adaptation step; 0 for plain TRPO on twice the episodes it learns from."""
     inner_steps: int = 1
     """Adaptation steps on the same episodes."""
+    inner_loss: Literal["likelihood", "ratio"] = "likelihood"
+    """Loss of the adaptation step: garage's, or ProMP's LVC."""
     gae_lambda: float = 1.0
     """Lambda of the generalised advantages."""
     discount: float = 0.99
@@ -63,12 +71,18 @@ def rows(options: Learning) -> Iterator[list[object]]:
     config = MAMLConfig(
         inner_step_size=options.inner_step_size,
         inner_steps=options.inner_steps,
+        inner_loss=options.inner_loss,
         gae_lambda=options.gae_lambda,
         discount=options.discount,
         advantage_scale=options.advantage_scale,
         baseline=options.baseline,
         init_log_std=options.init_log_std,
-        trpo=TRPOConfig(max_kl=options.max_kl),
+        trpo=TRPOConfig(
+            max_kl=options.max_kl,
+            final_max_kl=options.final_max_kl,
+            decay_begin=options.decay_begin,
+            decay_steps=options.decay_steps,
+        ),
     )
     env = Locomotion(options.physics, options.action_scale, walker_frame_skip=options.walker_frame_skip)
     learner = MAML(env, options.meta_batch_size, config)

@@ -45,7 +45,7 @@ class Epoch:
         """Baseline, advantages and inner step of every task."""
 
         def one(episodes: Any) -> Any:
-            batch = self.learner._batch(state.value_params, episodes)
+            batch = self.learner._batch(state.params, state.value_params, episodes)
             return batch, self.learner._adapt(state.params, batch)
 
         return jax.vmap(one)(episodes)

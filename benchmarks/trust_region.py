@@ -34,7 +34,7 @@ def random_batch(key: jax.Array, tasks: int, episodes: int, steps: int) -> Batch
     keys, shape = jax.random.split(key, 3), (tasks, episodes, steps)
     obs = jax.random.normal(keys[0], (*shape, OBSERVATIONS))
     actions = jax.random.normal(keys[1], (*shape, ACTIONS))
-    return Batch(obs, actions, jax.random.normal(keys[2], shape), jnp.ones(shape))
+    return Batch(obs, actions, jnp.zeros(shape), jax.random.normal(keys[2], shape), jnp.ones(shape))
 
 
 class Problem:

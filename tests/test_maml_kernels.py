@@ -242,6 +242,21 @@ def test_an_accepted_step_is_better_and_near_and_a_rejected_one_changes_nothing(
         assert int(info.backtracks) == config.max_backtracks - 1
 
 
+def test_a_kl_bound_that_decays_is_the_constant_one_of_each_step(float64):
+    """Held, then a constant factor a step, then held: and a step with it is the step of a constant bound of that size."""
+    config = TRPOConfig(max_kl=0.2, final_max_kl=0.05, decay_begin=3, decay_steps=4)
+    expected = 0.2 * 0.25 ** (np.clip(np.arange(12) - 3, 0, 4) / 4)
+    np.testing.assert_allclose([config.max_kl_at(step) for step in range(12)], expected, rtol=1e-6)
+    params, outputs, loss, kl, metric, _ = policy_problem()
+    run = jax.jit(lambda p, step: trpo_step(outputs, loss, kl, metric, p, config, step))
+    for step in (2, 5, 9):
+        new, info = run(params, jnp.int32(step))
+        same, _ = trpo_step(outputs, loss, kl, metric, params, TRPOConfig(max_kl=float(expected[step])))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), new, same)
+        assert 0 < float(info.kl) <= expected[step] * (1 + 1e-6)
+    assert TRPOConfig().max_kl_at(7) == TRPOConfig.max_kl
+
+
 def test_a_step_that_cannot_improve_is_rejected_with_the_parameters_bits():
     params, outputs, _, kl, metric, _ = policy_problem()
 

@@ -21,6 +21,7 @@ def random_batch(rng, tasks=2, episodes=3, length=5, obs=1, action=1):
     return Batch(
         obs=jnp.asarray(rng.normal(size=(tasks, episodes, length, obs))),
         actions=jnp.asarray(rng.normal(size=(tasks, episodes, length, action))),
+        log_prob=jnp.asarray(rng.normal(size=valid.shape)),
         advantages=jnp.asarray(rng.normal(size=valid.shape) * valid),
         valid=jnp.asarray(valid),
     )
@@ -66,6 +67,50 @@ def test_the_inner_step_uses_each_tasks_own_mean(float64):
         expected = flat - 0.1 * jax.grad(loss)(flat)
         ours = ravel_pytree(jax.tree.map(lambda leaf, i=i: leaf[i], together))[0]
         np.testing.assert_allclose(ours, expected, rtol=1e-10)
+
+
+def test_the_ratios_inner_step_moves_with_theta_as_the_expected_return_does(float64):
+    """On a quadrature of all actions the ratio is the exact expected advantage J(theta), by hand of a Gaussian of mean m and
+    deviation s: d theta' / d theta = I + alpha J''. The likelihood's derivative misses what drawing other actions would bring.
+    """
+    learner = MAML(PointMass(), 1, dataclasses.replace(SMALL, inner_loss="ratio", inner_step_size=0.3, hidden_sizes=()))
+    mean, log_std = 0.4, -0.2
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    actions, weights = mean + 8.0 * nodes, 8.0 * weights
+    log_prob = -0.5 * ((actions - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * np.log(2 * np.pi)
+    advantages = (actions**3 - actions) * np.exp(log_prob) * weights * weights.size  # paid: a^3 - a
+    row = {"actions": actions[:, None], "log_prob": log_prob, "advantages": advantages, "valid": np.ones(400)}
+    row = {name: jnp.asarray(value)[None] for name, value in row.items()}
+    batch = Batch(obs=jnp.zeros((1, 400, 1)), **row)
+    flat, unravel = ravel_pytree(jax.tree.map(lambda p: p.astype(jnp.float64), learner.init(jax.random.key(0)).params))
+    names = ["log_std" if "log_std" in str(path) else str(path[-1].key) for path, _ in jax.tree.leaves_with_path(unravel(flat))]
+    m, k = names.index("bias"), names.index("log_std")
+    theta = jnp.zeros_like(flat).at[m].set(mean).at[k].set(log_std)
+
+    def adapted(theta, learner=learner):
+        return ravel_pytree(learner._adapt(unravel(theta), batch))[0]
+
+    s2 = np.exp(2 * log_std)  # J = m^3 + 3 m s^2 - m
+    gradient = np.array([3 * mean**2 + 3 * s2 - 1, 6 * mean * s2])
+    hessian = np.array([[6 * mean, 6 * s2], [6 * s2, 12 * mean * s2]])
+    np.testing.assert_allclose((adapted(theta) - theta)[np.array([m, k])], 0.3 * gradient, rtol=1e-8)
+    jacobian = jax.jit(jax.jacobian(adapted))(theta)[np.ix_([m, k], [m, k])]
+    np.testing.assert_allclose(jacobian, np.eye(2) + 0.3 * hessian, rtol=1e-7)
+    likelihood = MAML(PointMass(), 1, dataclasses.replace(learner.config, inner_loss="likelihood"))
+    np.testing.assert_allclose(adapted(theta, likelihood), adapted(theta), rtol=1e-10)
+    other = jax.jit(jax.jacobian(lambda t: adapted(t, likelihood)))(theta)[np.ix_([m, k], [m, k])]
+    assert np.abs(other - jacobian).max() > 0.5
+
+
+def test_the_ratio_is_one_where_the_policy_that_acted_stands():
+    """A batch keeps the log-probabilities of its own policy, before adaptation and after."""
+    learner = MAML(PointMass(), 2, dataclasses.replace(SMALL, inner_loss="ratio"))
+    state, task = learner.init(jax.random.key(0)), take_tasks(point_tasks().tasks, 1)
+    policy, _ = jax.jit(lambda k, s: learner.adapt(k, s, task, 3))(jax.random.key(3), state)
+    likelihood = MAML(PointMass(), 2, SMALL)
+    same, _ = jax.jit(lambda k, s: likelihood.adapt(k, s, task, 3))(jax.random.key(3), state)
+    np.testing.assert_allclose(ravel_pytree(policy)[0], ravel_pytree(same)[0], atol=1e-6)
+    assert np.abs(ravel_pytree(policy)[0] - ravel_pytree(state.params)[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("first_order", [False, True])
@@ -155,6 +200,24 @@ def test_metrics_are_per_task_means_of_the_tasks_drawn():
     )(jax.random.split(collect_key, (2, 6))[0], drawn)
     for n in (0, 2):
         np.testing.assert_allclose(metrics.before[n], np.asarray(episodes.returns)[index == n].mean(), rtol=1e-5)
+
+
+def test_a_learner_counts_its_epochs_for_a_kl_bound_that_decays():
+    tasks, weights = point_tasks().tasks, jnp.ones(4)
+    kl = []
+    for trpo in (TRPOConfig(max_kl=0.1), TRPOConfig(max_kl=0.1, final_max_kl=1e-3, decay_begin=1, decay_steps=2)):
+        learner = MAML(PointMass(), 4, dataclasses.replace(SMALL, trpo=trpo))
+        epoch = jax.jit(lambda k, s, learner=learner: learner.train_epoch(k, s, tasks, weights))
+        state, steps = learner.init(jax.random.key(0)), []
+        for number in range(4):
+            state, metrics = epoch(jax.random.key(number), state)
+            steps.append(float(metrics.diagnostics["kl"]))
+        assert int(state.epochs) == 4
+        assert epoch._cache_size() == 1
+        kl.append(np.array(steps))
+    np.testing.assert_allclose(kl[1][:2], kl[0][:2], rtol=1e-3)
+    assert (kl[1] <= [0.1, 0.1, 0.01, 0.001]).all()
+    assert kl[0][2:].min() > 0.01
 
 
 # The learner axis -----------------------------------------------------------------------------------------------------

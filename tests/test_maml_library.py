@@ -334,6 +334,9 @@ WRONG = {
         lambda t: t, lambda o, n: jnp.sum(n), lambda o, n: n, lambda o, t: t, jnp.ones(3)
     ),
     "max_kl must be positive": lambda: TRPOConfig(max_kl=0.0),
+    "final_max_kl must be positive and at most max_kl": lambda: TRPOConfig(final_max_kl=0.1),
+    "decay_steps must be at least 1": lambda: TRPOConfig(decay_steps=0),
+    "decay_begin must not be negative": lambda: TRPOConfig(decay_begin=-1),
     "backtrack_ratio must be between 0 and 1, not 1.5": lambda: TRPOConfig(backtrack_ratio=1.5),
     "cg_iterations must be at least 1": lambda: TRPOConfig(cg_iterations=0),
     "cg_damping must not be negative": lambda: TRPOConfig(cg_damping=-1.0),

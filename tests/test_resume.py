@@ -22,7 +22,7 @@ from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.results import write_results
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import apply_snapshot, join_snapshots, take_snapshot
-from tamherd_jax.maml import MAMLConfig
+from tamherd_jax.maml import MAMLConfig, TRPOConfig
 
 TESTS = Path(__file__).parent
 
@@ -451,8 +451,12 @@ def test_a_full_disk_at_the_end_gets_one_line_and_the_run_can_go_on(toy_cli, mon
 def test_configurations_survive_json():
     from tamherd_jax.experiments.config import PRESETS, ExperimentConfig
 
-    for config in PRESETS.values():
+    learner = MAMLConfig(inner_loss="ratio", trpo=TRPOConfig(final_max_kl=0.001))
+    for config in (*PRESETS.values(), toy_config(maml=learner)):
         assert ExperimentConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    later = toy_config().to_json()["maml"]
+    assert "inner_loss" not in later
+    assert "final_max_kl" not in later["trpo"]
 
 
 # Processes -----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import Snapshot, apply_snapshot, check_curves, expected_arrays, take_snapshot
 from tamherd_jax.serialization import array_entry
 
-FORMAT = 2
+FORMAT = 3
 KEEP = 3
 
 

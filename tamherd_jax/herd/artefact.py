@@ -29,7 +29,7 @@ from tamherd_jax.herd.learner import MetaLearner, ReplayLearner
 from tamherd_jax.physics.bodies import FRAME_SKIP, WALKER
 from tamherd_jax.serialization import array_entry, named_arrays, named_shapes, rebuild, restore_tree, write_arrays, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 LEARNERS = {
     "maml": ("tamherd_jax.maml.learner", "MAML", "MAMLConfig", ("meta_batch_size",)),

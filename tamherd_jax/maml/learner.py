@@ -39,6 +39,9 @@ class MAMLConfig:
       inner_step_size: alpha of the inner gradient step.
       inner_steps: number of inner steps on the same batch.
       first_order: drop the second-order term of the meta-gradient.
+      inner_loss: `"likelihood"`, garage's `log pi A`, or `"ratio"`, ProMP's LVC: `A pi / pi_old`, pi_old the policy that took
+        the actions. The first step is the same; only the ratio's second derivative tells how episodes drawn from another
+        theta would have moved it, which is what teaches the policy before adaptation to explore for it.
       baseline: `"linear"` features fitted per task and batch, or `"frozen"`, garage's value network that is never trained.
       advantage_scale: divide centred advantages by their `"std"` or, as garage does, their `"variance"`, or not (`"none"`).
       outer_loss: `"ratio"`, the importance-weighted surrogate (ProMP), or `"likelihood"`, garage's log-likelihood loss. Their
@@ -56,6 +59,7 @@ class MAMLConfig:
     inner_step_size: float = 0.1
     inner_steps: int = 1
     first_order: bool = False
+    inner_loss: Literal["likelihood", "ratio"] = "likelihood"
     baseline: Literal["linear", "frozen"] = "linear"
     advantage_scale: AdvantageScale = "std"
     outer_loss: Literal["ratio", "likelihood"] = "ratio"
@@ -67,18 +71,24 @@ class MAMLConfig:
 
 @struct.dataclass
 class MAMLState:
-    """What training carries on: policy parameters theta, and the frozen value network's (used by `baseline="frozen"`)."""
+    """What training carries on: policy parameters theta, the frozen value network's (used by `baseline="frozen"`), and the
+    number of epochs `[]` so far (used by a KL bound that decays).
+    """
 
     params: Any
     value_params: Any
+    epochs: jax.Array
 
 
 @struct.dataclass
 class Batch:
-    """One task's episodes as the losses want them: obs `[R, T, O]`, actions `[R, T, A]`, advantages and valid `[R, T]`."""
+    """One task's episodes as the losses want them: obs `[R, T, O]`, actions `[R, T, A]`; log_prob of the actions under the
+    policy that took them, advantages and valid `[R, T]`.
+    """
 
     obs: jax.Array
     actions: jax.Array
+    log_prob: jax.Array
     advantages: jax.Array
     valid: jax.Array
 
@@ -124,7 +134,11 @@ class MAML:
         """Fresh parameters."""
         policy_key, value_key = jax.random.split(key)
         obs = jnp.zeros(self.env.observation_size)
-        return MAMLState(params=self._policy.init(policy_key, obs), value_params=self._value.init(value_key, obs))
+        return MAMLState(
+            params=self._policy.init(policy_key, obs),
+            value_params=self._value.init(value_key, obs),
+            epochs=jnp.zeros((), jnp.int32),
+        )
 
     def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log standard deviation `[..., A]` of the policy at `obs` `[..., O]`."""
@@ -142,7 +156,7 @@ class MAML:
     def adapt(self, key: jax.Array, state: MAMLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
         """The policy after the inner steps on `episodes` episodes of one task, and these."""
         experience = self._collect(key, state.params, task, episodes)
-        return self._adapt(state.params, self._batch(state.value_params, experience)), experience
+        return self._adapt(state.params, self._batch(state.params, state.value_params, experience)), experience
 
     def train_epoch(self, key: jax.Array, state: MAMLState, tasks: Any, weights: jax.Array) -> tuple[MAMLState, EpochMetrics]:
         """Collect, adapt, collect again on M tasks, then one trust-region step of the meta-parameters.
@@ -165,7 +179,7 @@ class MAML:
             paid = episodes
             if self._train_reward is not None:
                 paid = dataclasses.replace(episodes, rewards=self._train_reward(episodes, index, weights.size))
-            batch = jax.vmap(lambda e: self._batch(state.value_params, e))(paid)
+            batch = jax.vmap(lambda p, e: self._batch(p, state.value_params, e))(policies, paid)
             adapted = jax.vmap(self._adapt, in_axes=(None, 0))(state.params, batch)
             return adapted, (batch, Outcome(episodes.returns, episodes.steps, episodes.nonfinite))
 
@@ -174,14 +188,15 @@ class MAML:
         start = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.meta_batch_size, *leaf.shape)), state.params)
         _, sides = jax.lax.scan(phase, start, keys)
         (support, before), (query, after) = (jax.tree.map(lambda leaf, i=i: leaf[i], sides) for i in range(2))
-        params, diagnostics = self._outer_step(state.params, support, query)
-        return dataclasses.replace(state, params=params), _metrics(index, weights.size, before, after, diagnostics)
+        params, diagnostics = self._outer_step(state.params, support, query, state.epochs)
+        state = dataclasses.replace(state, params=params, epochs=state.epochs + 1)
+        return state, _metrics(index, weights.size, before, after, diagnostics)
 
     def _collect(self, key: jax.Array, params: Any, task: Any, episodes: int) -> Episodes:
         return collect_episodes(self.env, lambda obs, k: self.act(params, obs, k), task, key, episodes, self.horizon)
 
-    def _batch(self, value_params: Any, episodes: Episodes) -> Batch:
-        """One task's episodes `[R, T, ...]` with advantages from its own baseline."""
+    def _batch(self, policy: Any, value_params: Any, episodes: Episodes) -> Batch:
+        """One task's episodes `[R, T, ...]` by a policy, with advantages from the task's own baseline."""
         c = self.config
         returns = jax.vmap(lambda r: discounted_returns(r, c.discount))(episodes.rewards)
         if c.baseline == "linear":
@@ -192,12 +207,15 @@ class MAML:
             episodes.rewards, values, episodes.valid, c.discount, c.gae_lambda
         )
         advantages = normalize_advantages(advantages, episodes.valid, c.advantage_scale)
-        return Batch(episodes.obs, episodes.actions, advantages, episodes.valid)
+        with jax.default_matmul_precision("highest"):  # as in the losses: a ratio starts at 1
+            log_prob = gaussian_log_prob(episodes.actions, *self.distribution(policy, episodes.obs))
+        return Batch(episodes.obs, episodes.actions, log_prob, advantages, episodes.valid)
 
     def _inner_loss(self, params: Any, batch: Batch) -> jax.Array:
-        """`-mean_valid log pi(a|s) A` over one task's own batch."""
+        """`-mean_valid log pi(a|s) A`, or of `A pi / pi_old`, over one task's own batch."""
         log_prob = gaussian_log_prob(batch.actions, *self.distribution(params, batch.obs))
-        return -masked_mean(log_prob * batch.advantages, batch.valid)
+        weight = log_prob if self.config.inner_loss == "likelihood" else jnp.exp(log_prob - batch.log_prob)
+        return -masked_mean(weight * batch.advantages, batch.valid)
 
     def _adapt(self, params: Any, batch: Batch) -> Any:
         c = self.config
@@ -206,7 +224,7 @@ class MAML:
                 self._inner_loss, params, batch, step_size=c.inner_step_size, steps=c.inner_steps, first_order=c.first_order
             )
 
-    def _outer_step(self, params: Any, support: Batch, query: Batch) -> tuple[Any, dict[str, jax.Array]]:
+    def _outer_step(self, params: Any, support: Batch, query: Batch, epoch: Any = 0) -> tuple[Any, dict[str, jax.Array]]:
         """Trust-region step on the adapted policies' behaviour on the query batches (leaves `[M, R, T, ...]`)."""
 
         def outputs(theta):
@@ -233,7 +251,7 @@ class MAML:
             return weight * jnp.exp(-2.0 * old[1]) * tangent[0], 2.0 * weight * tangent[1]
 
         with jax.default_matmul_precision("highest"):
-            params, info = trpo_step(outputs, loss, kl, metric, params, self.config.trpo)
+            params, info = trpo_step(outputs, loss, kl, metric, params, self.config.trpo, epoch)
         return params, {
             "loss_before": info.loss_before,
             "loss_after": info.loss_after,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
@@ -21,6 +22,9 @@ class TRPOConfig:
 
     Attributes:
       max_kl: delta, the bound on the mean KL divergence of one step.
+      final_max_kl: where delta ends if it decays; None keeps it.
+      decay_begin: steps before delta decays.
+      decay_steps: steps over which it does, by a constant factor a step.
       cg_iterations: steps of conjugate gradient.
       cg_damping: added to the curvature's diagonal.
       cg_tolerance: squared residual at which conjugate gradient stops.
@@ -29,6 +33,9 @@ class TRPOConfig:
     """
 
     max_kl: float = 0.01
+    final_max_kl: float | None = None
+    decay_begin: int = 0
+    decay_steps: int = 1
     cg_iterations: int = 10
     cg_damping: float = 1e-5
     cg_tolerance: float = 1e-10
@@ -43,14 +50,34 @@ class TRPOConfig:
         """
         if not self.max_kl > 0:
             raise ValueError(f"max_kl must be positive, not {self.max_kl}")
+        if self.final_max_kl is not None and not 0 < self.final_max_kl <= self.max_kl:
+            raise ValueError(f"final_max_kl must be positive and at most max_kl ({self.max_kl}), not {self.final_max_kl}")
+        if self.decay_begin < 0:
+            raise ValueError(f"decay_begin must not be negative, not {self.decay_begin}")
         if not 0 < self.backtrack_ratio < 1:
             raise ValueError(f"backtrack_ratio must be between 0 and 1, not {self.backtrack_ratio}")
-        for name in ("cg_iterations", "max_backtracks"):
+        for name in ("cg_iterations", "max_backtracks", "decay_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("cg_damping", "cg_tolerance"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+    def max_kl_at(self, step: jax.Array | int) -> jax.Array | float:
+        """Delta of the step after `step` steps: `max_kl (final_max_kl / max_kl)^clip((step - begin) / steps, 0, 1)`.
+
+        A Python float where delta does not decay.
+        """
+        if self.final_max_kl is None:
+            return self.max_kl
+        schedule = optax.exponential_decay(
+            self.max_kl,
+            self.decay_steps,
+            self.final_max_kl / self.max_kl,
+            transition_begin=self.decay_begin,
+            end_value=self.final_max_kl,
+        )
+        return jnp.asarray(schedule(step))
 
 
 @struct.dataclass
@@ -71,6 +98,7 @@ def trpo_step(
     metric: Callable[[Any, Any], Any],
     params: Params,
     config: TRPOConfig = TRPOConfig(),
+    step: jax.Array | int = 0,
 ) -> tuple[Params, TRPOInfo]:
     """One constrained step: minimise `loss(outputs_old, outputs(theta))` subject to `kl(outputs_old, outputs(theta)) <= delta`.
 
@@ -85,6 +113,7 @@ def trpo_step(
       metric: `(outputs, tangent) -> cotangent`, the Hessian of `kl` in its second argument at equality.
       params: theta.
       config: settings.
+      step: `[]`, how many steps came before, for a delta that decays.
 
     Returns:
       New parameters and a `TRPOInfo`. A non-finite direction becomes zero, entry by entry, and a trial that is not finite
@@ -107,13 +136,14 @@ def trpo_step(
 
     direction = conjugate_gradient(damped, gradient, config.cg_iterations, config.cg_tolerance)
     direction = jnp.where(jnp.isfinite(direction), direction, 0.0)
-    size = jnp.sqrt(2.0 * config.max_kl / (jnp.vdot(direction, damped(direction)) + 1e-8))
+    max_kl = config.max_kl_at(step)
+    size = jnp.sqrt(2.0 * max_kl / (jnp.vdot(direction, damped(direction)) + 1e-8))
     full_step = jnp.where(jnp.isfinite(size), size, 1.0) * direction
 
     def trial(backtracks: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         candidate = outputs(unravel(flat - config.backtrack_ratio**backtracks * full_step))
         value, divergence = loss(old, candidate), kl(old, candidate)
-        return value, divergence, (value < loss_before) & (divergence <= config.max_kl)
+        return value, divergence, (value < loss_before) & (divergence <= max_kl)
 
     return _backtrack(trial, flat, full_step, unravel, loss_before, config)
 
