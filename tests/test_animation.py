@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from synthetic_run import synthetic_episodes
 
-from tamherd_jax.envs import Episodes, Locomotion, Task
-from tamherd_jax.experiments.recording import median_episode, positions
+from tamherd_jax.envs import Episodes, Locomotion, Task, ml2
+from tamherd_jax.experiments.recording import median_episode, positions, record
 from tamherd_jax.physics.bodies import load_model
 from tamherd_jax.reporting.animation import capsules, clip, link_poses, player_data
 from tamherd_jax.reporting.html import view_page
@@ -61,6 +62,25 @@ def test_the_episode_of_median_return_is_kept():
     zeros = np.zeros((4, 2))
     episodes = Episodes(zeros, zeros, rewards, zeros, zeros, zeros + 1, np.zeros(4))
     assert median_episode(episodes).rewards.sum() == 2.0
+
+
+def test_a_record_holds_the_steps_of_the_environment_it_was_taken_in(rolled_out):
+    """A walker's step may be twice gymnasium's: an animation of it runs at its own pace."""
+    tasks, episodes, _ = rolled_out
+
+    def adapt(key, name):
+        body = int(name.startswith("walker"))
+        both = jax.tree.map(lambda leaf: leaf[[body, body]], episodes)
+        return SimpleNamespace(before=both, after=both, learner=None, member=body)
+
+    herd = SimpleNamespace(learner=SimpleNamespace(env=ENV), task_set=ml2(), seed=7, adapt=adapt)
+    arrays = record(herd, ["walker-backward", "cheetah-forward"])
+    np.testing.assert_allclose(arrays["dt"], [0.016, 0.05], rtol=1e-6)
+    assert arrays["body"].tolist() == arrays["member"].tolist() == [1, 0]
+    expected = positions(jax.tree.map(lambda leaf: leaf[1], episodes), jax.tree.map(lambda leaf: leaf[1], tasks), ENV)
+    np.testing.assert_array_equal(arrays["q"][0], [expected, expected])
+    with pytest.raises(ValueError, match="no bodies"):
+        record(SimpleNamespace(learner=SimpleNamespace(env=None)), [])
 
 
 @pytest.mark.parametrize("body", ["cheetah", "walker"])
