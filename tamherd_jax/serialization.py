@@ -9,6 +9,7 @@ import os
 import typing
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,25 @@ def array_entry(array: np.ndarray) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": str(array.dtype), "blake2b": digest}
 
 
-def rebuild(cls: Any, document: Any) -> Any:
+def rebuild(cls: Any, document: Any, optional: Mapping[str, tuple[str, ...]] | None = None) -> Any:
     """A nested dataclass from the dictionaries that `dataclasses.asdict` made of it; lists become tuples.
 
+    Args:
+      cls: the dataclass.
+      document: its fields.
+      optional: by the name of a dataclass, its fields that may be missing; they get their defaults.
+
     Raises:
-      ValueError: in one line, if a field is missing, unknown or of the wrong type.
+      ValueError: in one line, if another field is missing, or one is unknown or of the wrong type.
     """
     names = {field.name for field in dataclasses.fields(cls)}
-    if not isinstance(document, dict) or set(document) != names:
-        wrong = set(document) ^ names if isinstance(document, dict) else {cls.__name__}
+    missing_or_unknown = set(document) ^ names if isinstance(document, dict) else {cls.__name__}
+    if wrong := missing_or_unknown - set((optional or {}).get(cls.__name__, ())):
         raise ValueError(f"the configuration lacks or does not know {min(wrong)}")
     types, values = typing.get_type_hints(cls), {}
     for name, value in document.items():
         if dataclasses.is_dataclass(types[name]):
-            values[name] = rebuild(types[name], value)
+            values[name] = rebuild(types[name], value, optional)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     try:

@@ -103,7 +103,7 @@ def test_the_ratios_inner_step_moves_with_theta_as_the_expected_return_does(floa
 
 
 def test_the_ratio_is_one_where_the_policy_that_acted_stands():
-    """A batch keeps the log-probabilities of its own policy, before adaptation and after."""
+    """A batch keeps the log-probabilities of the policy that acted: the first step is the likelihood's."""
     learner = MAML(PointMass(), 2, dataclasses.replace(SMALL, inner_loss="ratio"))
     state, task = learner.init(jax.random.key(0)), take_tasks(point_tasks().tasks, 1)
     policy, _ = jax.jit(lambda k, s: learner.adapt(k, s, task, 3))(jax.random.key(3), state)

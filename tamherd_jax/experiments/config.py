@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +155,7 @@ class ExperimentConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain nested dictionary, as result files carry it."""
-        return _without_later(self, dataclasses.asdict(self))
+        return _document(self)
 
     @classmethod
     def from_json(cls, document: Any) -> ExperimentConfig:
@@ -165,7 +164,7 @@ class ExperimentConfig:
         Raises:
           ValueError: in one line, if a field is missing, unknown or impossible.
         """
-        config: ExperimentConfig = rebuild(cls, _with_later(cls, document))
+        config: ExperimentConfig = rebuild(cls, document, optional=_LATER)
         if json.loads(json.dumps(config.to_json())) != document:
             raise ValueError("the configuration does not read back as it was written")
         return config
@@ -186,22 +185,12 @@ class ExperimentConfig:
             raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _without_later(config: Any, document: dict[str, Any]) -> dict[str, Any]:
-    """`document`, the fields of `config`, without those of `_LATER` that are the default."""
+def _document(config: Any) -> dict[str, Any]:
+    """The fields of a nested dataclass as dictionaries, without those of `_LATER` that are the default."""
     later = _LATER.get(type(config).__name__, ())
-    kept = {name: value for name, value in document.items() if name not in later or value != getattr(type(config), name)}
-    parts = {name for name in kept if dataclasses.is_dataclass(getattr(config, name))}
-    return {name: _without_later(getattr(config, name), value) if name in parts else value for name, value in kept.items()}
-
-
-def _with_later(cls: Any, document: Any) -> Any:
-    """`document` with the defaults that `_without_later` left out; what is no dictionary is for `rebuild` to refuse."""
-    if not isinstance(document, dict):
-        return document
-    whole = {name: getattr(cls, name) for name in _LATER.get(cls.__name__, ())} | document
-    types = typing.get_type_hints(cls)
-    parts = {name for name in whole if dataclasses.is_dataclass(types.get(name))}
-    return {name: _with_later(types[name], value) if name in parts else value for name, value in whole.items()}
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    kept = {name: value for name, value in fields.items() if name not in later or value != getattr(type(config), name)}
+    return {name: _document(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
 
 
 # What found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in 17 of 20.

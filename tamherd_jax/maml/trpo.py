@@ -52,14 +52,12 @@ class TRPOConfig:
             raise ValueError(f"max_kl must be positive, not {self.max_kl}")
         if self.final_max_kl is not None and not 0 < self.final_max_kl <= self.max_kl:
             raise ValueError(f"final_max_kl must be positive and at most max_kl ({self.max_kl}), not {self.final_max_kl}")
-        if self.decay_begin < 0:
-            raise ValueError(f"decay_begin must not be negative, not {self.decay_begin}")
         if not 0 < self.backtrack_ratio < 1:
             raise ValueError(f"backtrack_ratio must be between 0 and 1, not {self.backtrack_ratio}")
         for name in ("cg_iterations", "max_backtracks", "decay_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("cg_damping", "cg_tolerance"):
+        for name in ("cg_damping", "cg_tolerance", "decay_begin"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
@@ -77,7 +75,7 @@ class TRPOConfig:
             transition_begin=self.decay_begin,
             end_value=self.final_max_kl,
         )
-        return jnp.asarray(schedule(step))
+        return schedule(step)
 
 
 @struct.dataclass
