@@ -46,6 +46,8 @@ class Learning:
     """Adaptation steps on the same episodes."""
     inner_loss: Literal["likelihood", "ratio"] = "likelihood"
     """Loss of the adaptation step: garage's, or ProMP's LVC."""
+    entropy_coefficient: float = 0.0
+    """Of the adapted policies' entropy in the outer objective."""
     gae_lambda: float = 1.0
     """Lambda of the generalised advantages."""
     discount: float = 0.99
@@ -72,6 +74,7 @@ def rows(options: Learning) -> Iterator[list[object]]:
         inner_step_size=options.inner_step_size,
         inner_steps=options.inner_steps,
         inner_loss=options.inner_loss,
+        entropy_coefficient=options.entropy_coefficient,
         gae_lambda=options.gae_lambda,
         discount=options.discount,
         advantage_scale=options.advantage_scale,

@@ -24,6 +24,18 @@ def gaussian_log_prob(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.
     return -0.5 * jnp.sum(z**2 + 2.0 * log_std + _LOG_2PI, axis=-1)
 
 
+def gaussian_entropy(log_std: jax.Array) -> jax.Array:
+    """Differential entropy `sum log_std + log(2 pi e) / 2` in nats, summed over the last axis.
+
+    Args:
+      log_std: `[..., A]`.
+
+    Returns:
+      `[...]`.
+    """
+    return jnp.sum(log_std + 0.5 * (_LOG_2PI + 1.0), axis=-1)
+
+
 def gaussian_kl(mean_p: jax.Array, log_std_p: jax.Array, mean_q: jax.Array, log_std_q: jax.Array) -> jax.Array:
     """Divergence `KL(p || q) = sum log(sq/sp) + (sp^2 + (mp - mq)^2) / (2 sq^2) - 1/2` of diagonal Gaussians.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from tamherd_jax.distributions import gaussian_kl, gaussian_log_prob
+from tamherd_jax.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob
 from tamherd_jax.maml import (
     TRPOConfig,
     adapt,
@@ -49,13 +49,14 @@ def data(seed=1, n=7):
 # Distributions --------------------------------------------------------------------------------------------------------
 
 
-def test_gaussian_log_prob_and_kl_equal_scipy(float64):
+def test_gaussian_log_prob_entropy_and_kl_equal_scipy(float64):
     from scipy import stats
 
     rng = np.random.default_rng(0)
     x, mp, lp, mq, lq = (rng.normal(size=(5, 3)) for _ in range(5))
     expected = stats.norm.logpdf(x, mp, np.exp(lp)).sum(1)
     np.testing.assert_allclose(gaussian_log_prob(x, mp, lp), expected, rtol=1e-12)
+    np.testing.assert_allclose(gaussian_entropy(lp), stats.norm.entropy(scale=np.exp(lp)).sum(1), rtol=1e-12)
     sp, sq = np.exp(lp), np.exp(lq)
     kl = (np.log(sq / sp) + (sp**2 + (mp - mq) ** 2) / (2 * sq**2) - 0.5).sum(1)
     np.testing.assert_allclose(gaussian_kl(mp, lp, mq, lq), kl, rtol=1e-12)

@@ -113,12 +113,12 @@ def test_the_ratio_is_one_where_the_policy_that_acted_stands():
     assert np.abs(ravel_pytree(policy)[0] - ravel_pytree(state.params)[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("first_order", [False, True])
-def test_the_outer_gradient_equals_finite_differences(float64, first_order):
+@pytest.mark.parametrize(("first_order", "entropy"), [(False, 0.0), (True, 0.0), (False, 0.3)])
+def test_the_outer_gradient_equals_finite_differences(float64, first_order, entropy):
     """One tiny trust-region step without curvature (huge damping) moves along the meta-gradient of the adapted loss."""
     config = dataclasses.replace(
         SMALL, first_order=first_order, inner_step_size=0.5, outer_loss="likelihood", hidden_sizes=(3,),
-        trpo=TRPOConfig(cg_damping=1e8, max_kl=1e-14, cg_tolerance=0.0, cg_iterations=2),
+        entropy_coefficient=entropy, trpo=TRPOConfig(cg_damping=1e8, max_kl=1e-14, cg_tolerance=0.0, cg_iterations=2),
     )  # fmt: skip
     learner = MAML(PointMass(), 2, config)
     rng = np.random.default_rng(1)
@@ -131,7 +131,8 @@ def test_the_outer_gradient_equals_finite_differences(float64, first_order):
     @jax.jit
     def objective(theta):
         adapted = jax.vmap(learner._adapt, in_axes=(None, 0))(unravel(theta), support)
-        return jnp.mean(jax.vmap(learner._inner_loss)(adapted, query))
+        nats = adapted["params"]["log_std"] + 0.5 * np.log(2 * np.pi * np.e)  # one action: [M, 1]
+        return jnp.mean(jax.vmap(learner._inner_loss)(adapted, query)) - entropy * jnp.mean(nats)
 
     eye = 1e-6 * np.eye(flat.size)
     finite = np.array([(objective(flat + e) - objective(flat - e)) / 2e-6 for e in eye])

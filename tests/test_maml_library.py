@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from tamherd_jax import maml
 from tamherd_jax.distributions import gaussian_kl, gaussian_log_prob
 from tamherd_jax.maml import (
+    MAMLConfig,
     TRPOConfig,
     adapt,
     conjugate_gradient,
@@ -333,6 +334,7 @@ WRONG = {
     "the value of kl must be a scalar": lambda: trpo_step(
         lambda t: t, lambda o, n: jnp.sum(n), lambda o, n: n, lambda o, t: t, jnp.ones(3)
     ),
+    "entropy_coefficient must not be negative, not -0.1": lambda: MAMLConfig(entropy_coefficient=-0.1),
     "max_kl must be positive": lambda: TRPOConfig(max_kl=0.0),
     "final_max_kl must be positive and at most max_kl": lambda: TRPOConfig(final_max_kl=0.1),
     "decay_steps must be at least 1": lambda: TRPOConfig(decay_steps=0),

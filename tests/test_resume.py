@@ -451,11 +451,11 @@ def test_a_full_disk_at_the_end_gets_one_line_and_the_run_can_go_on(toy_cli, mon
 def test_configurations_survive_json():
     from tamherd_jax.experiments.config import PRESETS, ExperimentConfig
 
-    learner = MAMLConfig(inner_loss="ratio", trpo=TRPOConfig(final_max_kl=0.001))
+    learner = MAMLConfig(inner_loss="ratio", entropy_coefficient=0.01, trpo=TRPOConfig(final_max_kl=0.001))
     for config in (*PRESETS.values(), toy_config(maml=learner)):
         assert ExperimentConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     later = toy_config().to_json()["maml"]
-    assert "inner_loss" not in later
+    assert not {"inner_loss", "entropy_coefficient"} & set(later)
     assert "final_max_kl" not in later["trpo"]
 
 

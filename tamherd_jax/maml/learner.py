@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tamherd_jax.distributions import gaussian_kl, gaussian_log_prob, sample_gaussian
+from tamherd_jax.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob, sample_gaussian
 from tamherd_jax.envs.episodes import Episodes, TaskEnv, collect_episodes
 from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
 from tamherd_jax.herd.learner import EpochMetrics
@@ -46,6 +46,8 @@ class MAMLConfig:
       advantage_scale: divide centred advantages by their `"std"` or, as garage does, their `"variance"`, or not (`"none"`).
       outer_loss: `"ratio"`, the importance-weighted surrogate (ProMP), or `"likelihood"`, garage's log-likelihood loss. Their
         gradients agree; what the line search compares differs.
+      entropy_coefficient: what the outer objective pays for a nat of the adapted policies' entropy (garage's `policy_ent_coeff`
+        with `entropy_method="regularized"`); 0 in the paper. It keeps exploration alive.
       trpo: settings of the outer step.
       hidden_sizes: of the policy.
       shared_log_std: one log standard deviation for all action dimensions.
@@ -63,10 +65,20 @@ class MAMLConfig:
     baseline: Literal["linear", "frozen"] = "linear"
     advantage_scale: AdvantageScale = "std"
     outer_loss: Literal["ratio", "likelihood"] = "ratio"
+    entropy_coefficient: float = 0.0
     trpo: TRPOConfig = TRPOConfig()
     hidden_sizes: tuple[int, ...] = (64, 64)
     shared_log_std: bool = False
     init_log_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse an entropy that is paid for being small.
+
+        Raises:
+          ValueError: `entropy_coefficient` is negative or no number.
+        """
+        if not self.entropy_coefficient >= 0:
+            raise ValueError(f"entropy_coefficient must not be negative, not {self.entropy_coefficient}")
 
 
 @struct.dataclass
@@ -235,11 +247,13 @@ class MAML:
             return jnp.mean(jax.vmap(masked_mean)(x, query.valid))
 
         def loss(old, new):
-            log_prob = gaussian_log_prob(query.actions, *new)
-            if self.config.outer_loss == "likelihood":
-                return -per_task_mean(log_prob * query.advantages)
-            ratio = jnp.exp(log_prob - gaussian_log_prob(query.actions, *old))
-            return -per_task_mean(ratio * query.advantages)
+            weight = gaussian_log_prob(query.actions, *new)
+            if self.config.outer_loss == "ratio":
+                weight = jnp.exp(weight - gaussian_log_prob(query.actions, *old))
+            objective = per_task_mean(weight * query.advantages)
+            if self.config.entropy_coefficient:
+                objective += self.config.entropy_coefficient * per_task_mean(gaussian_entropy(new[1]))
+            return -objective
 
         def kl(old, new):
             return per_task_mean(gaussian_kl(*old, *new))
