@@ -48,6 +48,8 @@ class Learning:
     """Loss of the adaptation step: garage's, or ProMP's LVC."""
     entropy_coefficient: float = 0.0
     """Of the adapted policies' entropy in the outer objective."""
+    entropy_decay_steps: int | None = None
+    """Epochs over which it falls to 0."""
     gae_lambda: float = 1.0
     """Lambda of the generalised advantages."""
     discount: float = 0.99
@@ -75,6 +77,7 @@ def rows(options: Learning) -> Iterator[list[object]]:
         inner_steps=options.inner_steps,
         inner_loss=options.inner_loss,
         entropy_coefficient=options.entropy_coefficient,
+        entropy_decay_steps=options.entropy_decay_steps,
         gae_lambda=options.gae_lambda,
         discount=options.discount,
         advantage_scale=options.advantage_scale,

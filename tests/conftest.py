@@ -3,14 +3,15 @@
 import contextlib
 import gc
 import os
+import pickle
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from filelock import FileLock
 from real_runs import RUNS
 
 
@@ -80,28 +81,35 @@ def locomotion_herd(mujoco_env):
     return untrained_herd(learner, ml2())
 
 
-@pytest.fixture(scope="session", autouse=True)
-def real_runs(request, tmp_path_factory):
-    """The real runs that collected tests ask for, name to future; one at a time, on the core that other tests leave idle."""
-    needed = {name for item in request.session.items for name in item.fixturenames}
-    pool = ThreadPoolExecutor(1)
-    yield {name: pool.submit(run, tmp_path_factory.mktemp(name)) for name, run in RUNS.items() if name in needed}
-    pool.shutdown(cancel_futures=True)
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory, worker_id):
+    """What a real run left, by name: the first worker that asks has it run, who asks meanwhile waits."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+
+    def finished(name):
+        record = shared / f"{name}.pickle"
+        with FileLock(shared / f"{name}.lock"):
+            if not record.exists():
+                record.write_bytes(pickle.dumps(RUNS[name](tmp_path_factory.mktemp(name))))
+            return pickle.loads(record.read_bytes())
+
+    return finished
 
 
 @pytest.fixture(scope="session")
-def quick_run(real_runs):
+def quick_run(real_run):
     """The quick preset undisturbed."""
-    return real_runs["quick_run"].result()
+    return real_run("quick_run")
 
 
 @pytest.fixture(scope="session")
-def resumed_run(real_runs):
+def resumed_run(real_run):
     """The quick preset killed and resumed."""
-    return real_runs["resumed_run"].result()
+    return real_run("resumed_run")
 
 
 @pytest.fixture(scope="session")
-def pearl_run(real_runs):
+def pearl_run(real_run):
     """The quick preset of PEARL."""
-    return real_runs["pearl_run"].result()
+    return real_run("pearl_run")

@@ -221,6 +221,24 @@ def test_a_learner_counts_its_epochs_for_a_kl_bound_that_decays():
     assert kl[0][2:].min() > 0.01
 
 
+def test_an_entropy_bonus_that_decays_is_the_constant_one_of_each_epoch(float64):
+    rng = np.random.default_rng(3)
+    support, query = random_batch(rng), random_batch(rng)
+    theta = jax.tree.map(lambda p: p.astype(jnp.float64), MAML(PointMass(), 2, SMALL).init(jax.random.key(1)).params)
+
+    def step(**entropy):
+        config = dataclasses.replace(SMALL, trpo=TRPOConfig(cg_damping=0.1), **entropy)
+        learner = MAML(PointMass(), 2, config)
+        return jax.jit(lambda epoch: ravel_pytree(learner._outer_step(theta, support, query, epoch)[0])[0])
+
+    decayed, constant, none = step(entropy_coefficient=0.4, entropy_decay_steps=4), step(entropy_coefficient=0.3), step()
+    np.testing.assert_allclose(decayed(1), constant(0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(decayed(9), none(0), rtol=1e-5, atol=1e-7)
+    assert np.abs(decayed(1) - decayed(9)).max() > 1e-3
+    config = MAMLConfig(entropy_coefficient=0.4, entropy_decay_steps=4)
+    np.testing.assert_allclose([config.entropy_coefficient_at(e) for e in range(6)], [0.4, 0.3, 0.2, 0.1, 0.0, 0.0], atol=1e-7)
+
+
 # The learner axis -----------------------------------------------------------------------------------------------------
 
 

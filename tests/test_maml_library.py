@@ -335,6 +335,7 @@ WRONG = {
         lambda t: t, lambda o, n: jnp.sum(n), lambda o, n: n, lambda o, t: t, jnp.ones(3)
     ),
     "entropy_coefficient must not be negative, not -0.1": lambda: MAMLConfig(entropy_coefficient=-0.1),
+    "entropy_decay_steps must be at least 1, not 0": lambda: MAMLConfig(entropy_decay_steps=0),
     "max_kl must be positive": lambda: TRPOConfig(max_kl=0.0),
     "final_max_kl must be positive and at most max_kl": lambda: TRPOConfig(final_max_kl=0.1),
     "decay_steps must be at least 1": lambda: TRPOConfig(decay_steps=0),

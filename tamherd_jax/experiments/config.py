@@ -33,7 +33,7 @@ PROBES = {
 """Kinds of probe. One that is not `meta` is a learner of its own, an arm with the kind's name."""
 _LATER = {
     "ExperimentConfig": ("probe", "reuse_probe", "walker_frame_skip"),
-    "MAMLConfig": ("inner_loss", "entropy_coefficient"),
+    "MAMLConfig": ("inner_loss", "entropy_coefficient", "entropy_decay_steps"),
     "TRPOConfig": ("final_max_kl", "decay_begin", "decay_steps"),
 }
 """Fields that came after the first results: JSON has them only where they are not the default, so that those read back."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from tamherd_jax.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob, sample_gaussian
@@ -48,6 +49,7 @@ class MAMLConfig:
         gradients agree; what the line search compares differs.
       entropy_coefficient: what the outer objective pays for a nat of the adapted policies' entropy (garage's `policy_ent_coeff`
         with `entropy_method="regularized"`); 0 in the paper. It keeps exploration alive.
+      entropy_decay_steps: epochs over which that falls to 0 in a straight line; None keeps it.
       trpo: settings of the outer step.
       hidden_sizes: of the policy.
       shared_log_std: one log standard deviation for all action dimensions.
@@ -66,25 +68,34 @@ class MAMLConfig:
     advantage_scale: AdvantageScale = "std"
     outer_loss: Literal["ratio", "likelihood"] = "ratio"
     entropy_coefficient: float = 0.0
+    entropy_decay_steps: int | None = None
     trpo: TRPOConfig = TRPOConfig()
     hidden_sizes: tuple[int, ...] = (64, 64)
     shared_log_std: bool = False
     init_log_std: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse an entropy that is paid for being small.
+        """Refuse what cannot be run.
 
         Raises:
-          ValueError: `entropy_coefficient` is negative or no number.
+          ValueError: the entropy's coefficient is negative or no number, or it falls in less than an epoch.
         """
         if not self.entropy_coefficient >= 0:
             raise ValueError(f"entropy_coefficient must not be negative, not {self.entropy_coefficient}")
+        if self.entropy_decay_steps is not None and self.entropy_decay_steps < 1:
+            raise ValueError(f"entropy_decay_steps must be at least 1, not {self.entropy_decay_steps}")
+
+    def entropy_coefficient_at(self, epoch: jax.Array | int) -> Any:
+        """The entropy's coefficient after `epoch` epochs, `c (1 - min(epoch / steps, 1))`; a Python float where it is kept."""
+        if self.entropy_decay_steps is None:
+            return self.entropy_coefficient
+        return optax.linear_schedule(self.entropy_coefficient, 0.0, self.entropy_decay_steps)(epoch)
 
 
 @struct.dataclass
 class MAMLState:
     """What training carries on: policy parameters theta, the frozen value network's (used by `baseline="frozen"`), and the
-    number of epochs `[]` so far (used by a KL bound that decays).
+    number of epochs `[]` so far (used by a KL bound or an entropy bonus that decays).
     """
 
     params: Any
@@ -252,7 +263,7 @@ class MAML:
                 weight = jnp.exp(weight - gaussian_log_prob(query.actions, *old))
             objective = per_task_mean(weight * query.advantages)
             if self.config.entropy_coefficient:
-                objective += self.config.entropy_coefficient * per_task_mean(gaussian_entropy(new[1]))
+                objective += self.config.entropy_coefficient_at(epoch) * per_task_mean(gaussian_entropy(new[1]))
             return -objective
 
         def kl(old, new):
