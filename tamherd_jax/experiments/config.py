@@ -199,10 +199,15 @@ _LITERAL_MAML = MAMLConfig(advantage_scale="variance", outer_loss="likelihood")
 # The literal recipe is slowed by its trust region: at a KL of 0.01 a cheetah oracle was at 24 / 117 (forward / backward) after
 # 50 epochs of 20 tasks, at 0.05 at 74 / 182; 0.1 with 10 tasks was no better than 0.03 (benchmarks/results/learning.csv).
 _TUNED_MAML = MAMLConfig(trpo=TRPOConfig(max_kl=0.05))
-# Twice the inner step is worth 30 to 50 to a cheetah oracle; at lambda 1 its policy leans to one direction for good in some
-# seeds. Walkers need a KL of 0.2 to leave a first gait behind, cheetahs a smaller one at the end (README, What makes it learn).
+# Twice the inner step is worth 30 to 50 to a cheetah oracle; ProMP's inner loss keeps its policy from leaning to one direction.
+# Walkers need large steps and lasting noise to leave a first gait behind, all small steps at the end (README, What makes it learn).
 _LONG_TUNED_MAML = MAMLConfig(
-    inner_step_size=0.2, gae_lambda=0.95, trpo=TRPOConfig(max_kl=0.2, final_max_kl=0.05, decay_begin=70, decay_steps=50)
+    inner_step_size=0.2,
+    inner_loss="ratio",
+    gae_lambda=0.95,
+    entropy_coefficient=0.015,
+    entropy_decay_steps=200,
+    trpo=TRPOConfig(max_kl=0.2, final_max_kl=0.05, decay_begin=140, decay_steps=100),
 )
 _PEARL: dict[str, Any] = {
     "algorithm": "pearl",
@@ -263,8 +268,8 @@ PRESETS = {
     "tuned-maml": ExperimentConfig(
         preset="tuned-maml",
         seeds=10,
-        member_epochs=170,
-        single_epochs=181,
+        member_epochs=240,
+        single_epochs=251,
         draws_per_task=10,
         embedding=_FISHER,
         maml=_LONG_TUNED_MAML,
