@@ -200,7 +200,7 @@ _LITERAL_MAML = MAMLConfig(advantage_scale="variance", outer_loss="likelihood")
 # 50 epochs of 20 tasks, at 0.05 at 74 / 182; 0.1 with 10 tasks was no better than 0.03 (benchmarks/results/learning.csv).
 _TUNED_MAML = MAMLConfig(trpo=TRPOConfig(max_kl=0.05))
 # Twice the inner step is worth 30 to 50 to a cheetah oracle; ProMP's inner loss keeps its policy from leaning to one direction.
-# Walkers need large steps and lasting noise to leave a first gait behind, all small steps at the end (README, What makes it learn).
+# Walkers need large steps and lasting noise to leave a first gait behind, all need small steps at the end (docs/learning.md).
 _LONG_TUNED_MAML = MAMLConfig(
     inner_step_size=0.2,
     inner_loss="ratio",

@@ -85,7 +85,7 @@ class MAMLConfig:
         if self.entropy_decay_steps is not None and self.entropy_decay_steps < 1:
             raise ValueError(f"entropy_decay_steps must be at least 1, not {self.entropy_decay_steps}")
 
-    def entropy_coefficient_at(self, epoch: jax.Array | int) -> Any:
+    def entropy_coefficient_at(self, epoch: jax.Array | int) -> jax.Array | float:
         """The entropy's coefficient after `epoch` epochs, `c (1 - min(epoch / steps, 1))`; a Python float where it is kept."""
         if self.entropy_decay_steps is None:
             return self.entropy_coefficient
