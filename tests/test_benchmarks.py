@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +207,8 @@ def test_committed_learning_curves_name_settings_of_the_study():
         found = list(csv.DictReader(file))
     assert tuple(found[0]) == learning.COLUMNS
     fields = [field for field in dataclasses.fields(learning.Learning) if field.name in learning.SETTINGS]
-    kinds = {field.name: float if field.default is None else type(field.default) for field in fields}
+    hints = get_type_hints(learning.Learning)  # of a default of None the first of `kind | None`
+    kinds = {f.name: get_args(hints[f.name])[0] if f.default is None else type(f.default) for f in fields}
     for row in found:
         options = learning.Learning(**{name: kind(row[name]) if row[name] else None for name, kind in kinds.items()})
         written = [getattr(options, name) for name in kinds]
