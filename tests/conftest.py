@@ -16,8 +16,12 @@ from real_runs import RUNS
 
 
 def pytest_configure(config):
-    """Compile each program once for all tests and runs; programs that call MuJoCo C cannot be kept."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+    """Compile each program once for a worker's tests and runs; programs that call MuJoCo C cannot be kept.
+
+    A directory for each worker: JAX writes entries in place, and another process could read half of one.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir(f"xla-{worker}")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
