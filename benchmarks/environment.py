@@ -20,7 +20,7 @@ def episodes(physics: str, per_task: int, length: int) -> Program:
 
     def collect(key: jax.Array, params: Any) -> Any:
         def of_task(key: jax.Array, task: Any) -> Any:
-            return collect_episodes(env, lambda obs, k: learner.act(params, obs, k), task, key, per_task, length)
+            return collect_episodes(env, lambda obs, k: learner.act(params, (), obs, k)[0], task, key, per_task, length)
 
         return jax.vmap(of_task)(jax.random.split(key, 4), tasks)
 

@@ -18,7 +18,7 @@ _HOME = {
     "adapt": "maml",
     "trpo_step": "maml",
     "Herd": "herd.artefact",
-    "MetaLearner": "herd.learner",
+    "MetaLearner": "types",
     "Experiment": "experiments.runner",
     "ExperimentConfig": "experiments.config",
     "get_preset": "experiments.config",

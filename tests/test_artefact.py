@@ -73,13 +73,15 @@ def test_adapting_is_what_the_learner_does(herd):
     state = jax.tree.map(lambda leaf: leaf[adapted.member], herd.members)
     policy, before = herd.learner.adapt(explore_key, state, task, 2)
     after = collect_episodes(
-        herd.learner.env, lambda obs, k: herd.learner.act(policy, obs, k), task, test_key, 2, herd.learner.horizon
+        herd.learner.env, lambda obs, k: herd.learner.act(policy, (), obs, k)[0], task, test_key, 2, herd.learner.horizon
     )
     for ours, theirs in ((adapted.policy, policy), (adapted.before, before), (adapted.after, after)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), ours, theirs)
     assert adapted.steps == adapted.assignment.steps + 2 * 5
     obs, key = jnp.ones(1), jax.random.key(3)
-    np.testing.assert_allclose(adapted.act(obs, key), herd.learner.act(policy, obs, key), rtol=1e-5)
+    np.testing.assert_allclose(
+        adapted.act(adapted.initial_carry(), obs, key)[0], herd.learner.act(policy, (), obs, key)[0], rtol=1e-5
+    )
 
 
 def test_the_trained_member_does_well_and_the_other_does_not(herd):

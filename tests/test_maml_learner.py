@@ -197,7 +197,7 @@ def test_metrics_are_per_task_means_of_the_tasks_drawn():
     index = np.asarray(systematic_resample(draw_key, jnp.array([1.0, 0.0, 1.0, 0.0]), 6))
     drawn = take_tasks(tasks.tasks, index)
     episodes = jax.vmap(
-        lambda k, task: collect_episodes(learner.env, lambda o, k: learner.act(state.params, o, k), task, k, 3, 5)
+        lambda k, task: collect_episodes(learner.env, lambda o, k: learner.act(state.params, (), o, k)[0], task, k, 3, 5)
     )(jax.random.split(collect_key, (2, 6))[0], drawn)
     for n in (0, 2):
         np.testing.assert_allclose(metrics.before[n], np.asarray(episodes.returns)[index == n].mean(), rtol=1e-5)

@@ -14,8 +14,8 @@ from scipy import stats
 from tamherd_jax.envs import Locomotion, collect_lane, ml2
 from tamherd_jax.herd.algorithm import meta_test, probe_tasks
 from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
-from tamherd_jax.herd.learner import ReplayLearner
 from tamherd_jax.pearl import PEARL, Batch, ContextualSAC, PEARLConfig, PEARLPolicy, Transition, losses, posterior
+from tamherd_jax.types import ReplayLearner
 
 OBS, ACTION, TASKS, CONTEXT, BATCH = 3, 2, 2, 5, 6
 SMALL = PEARLConfig(
@@ -445,8 +445,8 @@ def test_adaptation_infers_from_all_valid_steps_and_acts_on_the_mean():
     np.testing.assert_allclose(var, expected[1], rtol=1e-4)
     assert jnp.all(jnp.abs(policy.latent - mean) < 6 * jnp.sqrt(var))
     obs = jnp.array([0.2, -0.1])
-    action = pearl.act(policy, obs, jax.random.key(0))
-    np.testing.assert_array_equal(action, pearl.act(policy, obs, jax.random.key(1)), "no noise at test time")
+    action = pearl.act(policy, (), obs, jax.random.key(0))[0]
+    np.testing.assert_array_equal(action, pearl.act(policy, (), obs, jax.random.key(1))[0], "no noise at test time")
     np.testing.assert_allclose(action, jnp.tanh(pearl.distribution(policy, obs)[0]))
 
 

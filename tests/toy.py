@@ -10,8 +10,8 @@ from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
 from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
-from tamherd_jax.herd.learner import ReplayLearner
 from tamherd_jax.maml import MAMLConfig, TRPOConfig
+from tamherd_jax.types import ReplayLearner
 
 
 def toy_config(**changes):

@@ -2,7 +2,14 @@
 
 from tamherd_jax.envs._brax import brax_envs
 from tamherd_jax.envs.adapter import MixedEnv, MixedTask, TaskedEnv, make_task_set
-from tamherd_jax.envs.episodes import Episodes, Lanes, TaskEnv, collect_episode, collect_episodes, collect_lane
+from tamherd_jax.envs.episodes import (
+    Lanes,
+    collect_episode,
+    collect_episodes,
+    collect_lane,
+    collect_policy_episodes,
+    collect_recurrent_episode,
+)
 from tamherd_jax.envs.locomotion import Cheetah, Locomotion, Walker, make_environment
 from tamherd_jax.envs.tasks import (
     TASK_SETS,
@@ -16,6 +23,7 @@ from tamherd_jax.envs.tasks import (
     systematic_resample,
     take_tasks,
 )
+from tamherd_jax.types import Episodes, TaskEnv
 
 __all__ = [
     "TASK_SETS",
@@ -33,6 +41,8 @@ __all__ = [
     "collect_episode",
     "collect_episodes",
     "collect_lane",
+    "collect_policy_episodes",
+    "collect_recurrent_episode",
     "get_task_set",
     "make_environment",
     "make_task_set",

@@ -13,8 +13,8 @@ import numpy as np
 from flax import struct
 
 from tamherd_jax.envs._brax import Env, State
-from tamherd_jax.envs.episodes import TaskEnv
 from tamherd_jax.envs.tasks import TaskSet
+from tamherd_jax.types import TaskEnv
 
 
 class TaskedEnv(Env):

@@ -3,74 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-
-class TaskEnv(Protocol):
-    """What a learner needs of an environment: Brax's interface with the task as data in `reset`.
-
-    `step` must leave a state whose `done` is 1 as it is and pay it nothing; `metrics["nonfinite"]`, where present, flags a
-    step after which the state was no longer finite.
-    """
-
-    def reset(self, rng: jax.Array, task: Any) -> Any:
-        """Fresh `brax.envs.State` of a task."""
-        ...
-
-    def step(self, state: Any, action: jax.Array) -> Any:
-        """State after one action `[A]`."""
-        ...
-
-    @property
-    def observation_size(self) -> Any:
-        """O."""
-        ...
-
-    @property
-    def action_size(self) -> int:
-        """A."""
-        ...
-
-
-@struct.dataclass
-class Episodes:
-    """What happened in episodes of T steps; leading axes as the caller vmapped them.
-
-    Attributes:
-      obs: `[..., T, O]` observation the action was taken on.
-      actions: `[..., T, A]` the policy's own action, before the environment's scaling and clipping.
-      rewards: `[..., T]`, 0 where not valid.
-      next_obs: `[..., T, O]` observation after the action.
-      terminated: `[..., T]` 1 on the step that ended the episode (a fall, a diverged state); a time limit is no termination.
-      valid: `[..., T]` 1 while the episode had not terminated before this step, and the step stayed finite.
-      nonfinite: `[...]` 1 if the episode was ended because its state stopped being finite.
-    """
-
-    obs: jax.Array
-    actions: jax.Array
-    rewards: jax.Array
-    next_obs: jax.Array
-    terminated: jax.Array
-    valid: jax.Array
-    nonfinite: jax.Array
-
-    @property
-    def returns(self) -> jax.Array:
-        """`[...]` undiscounted return of each episode."""
-        return jnp.sum(self.rewards, axis=-1)
-
-    @property
-    def steps(self) -> jax.Array:
-        """`[...]` environment steps really taken in each episode."""
-        return jnp.sum(self.valid, axis=-1)
+from tamherd_jax.types import Episodes, MetaLearner, PyTree, TaskEnv
 
 
 def collect_episode(
-    env: TaskEnv, act: Callable[[jax.Array, jax.Array], jax.Array], task: Any, key: jax.Array, length: int
+    env: TaskEnv, act: Callable[[jax.Array, jax.Array], jax.Array], task: PyTree, key: jax.Array, length: int
 ) -> Episodes:
     """One episode of a task from a fresh reset; `vmap` over keys, tasks and policies for more.
 
@@ -84,29 +27,70 @@ def collect_episode(
     Returns:
       `Episodes` with leaves `[T, ...]`.
     """
+    return collect_recurrent_episode(env, lambda carry, obs, k: (act(obs, k), carry), (), task, key, length)[0]
+
+
+def collect_recurrent_episode(
+    env: TaskEnv,
+    act: Callable[[PyTree, jax.Array, jax.Array], tuple[jax.Array, PyTree]],
+    carry: PyTree,
+    task: PyTree,
+    key: jax.Array,
+    length: int,
+) -> tuple[Episodes, PyTree]:
+    """Collect one episode of a policy with hidden state; other arguments as in `collect_episode`.
+
+    Args:
+      act: `(carry, obs [O], key) -> (action [A], carry)`.
+      carry: the policy's hidden state at the start.
+
+    Returns:
+      `Episodes` with leaves `[T, ...]`, and the hidden states that the actions were taken in, leaves `[T, ...]`.
+    """
     reset_key, action_key = jax.random.split(key)
 
-    def step(state, step_key):
-        action = act(state.obs, step_key)
+    def step(scanned: tuple[Any, PyTree], step_key: jax.Array) -> tuple[tuple[Any, PyTree], Any]:
+        state, carry = scanned
+        action, next_carry = act(carry, state.obs, step_key)
         after = env.step(state, action)
         diverged = after.metrics.get("nonfinite", jnp.zeros_like(after.done))
         valid = (1.0 - state.done) * (1.0 - diverged)
         terminated = (1.0 - state.done) * after.done
         reward = jnp.where(valid > 0, after.reward, 0.0)
         action = jnp.where(valid > 0, action, 0.0)  # a non-finite action must not reach a gradient through 0 * nan
-        return after, (state.obs, action, reward, after.obs, terminated, valid, diverged)
+        return (after, next_carry), ((state.obs, action, reward, after.obs, terminated, valid, diverged), carry)
 
-    state = env.reset(reset_key, task)
-    _, record = jax.lax.scan(step, state, jax.random.split(action_key, length))
+    start = env.reset(reset_key, task), carry
+    _, (record, carries) = jax.lax.scan(step, start, jax.random.split(action_key, length))
     obs, actions, rewards, next_obs, terminated, valid, diverged = record
-    return Episodes(obs, actions, rewards, next_obs, terminated, valid, nonfinite=jnp.max(diverged))
+    return Episodes(obs, actions, rewards, next_obs, terminated, valid, nonfinite=jnp.max(diverged)), carries
 
 
 def collect_episodes(
-    env: TaskEnv, act: Callable[[jax.Array, jax.Array], jax.Array], task: Any, key: jax.Array, episodes: int, length: int
+    env: TaskEnv, act: Callable[[jax.Array, jax.Array], jax.Array], task: PyTree, key: jax.Array, episodes: int, length: int
 ) -> Episodes:
     """`episodes` independent episodes of one task: leaves `[R, T, ...]`. Arguments as in `collect_episode`."""
     return jax.vmap(lambda k: collect_episode(env, act, task, k, length))(jax.random.split(key, episodes))
+
+
+def collect_policy_episodes(learner: MetaLearner, policy: PyTree, task: PyTree, key: jax.Array, episodes: int) -> Episodes:
+    """Collect independent episodes of a learner's adapted policy, each from `initial_carry`: leaves `[R, T, ...]`.
+
+    Args:
+      learner: gives environment, horizon and actions.
+      policy: as `learner.adapt` returned it.
+      task: one task.
+      key: consumed.
+      episodes: R, static.
+    """
+
+    def act(carry: PyTree, obs: jax.Array, k: jax.Array) -> tuple[jax.Array, PyTree]:
+        return learner.act(policy, carry, obs, k)
+
+    def episode(k: jax.Array) -> Episodes:
+        return collect_recurrent_episode(learner.env, act, learner.initial_carry(policy), task, k, learner.horizon)[0]
+
+    return jax.vmap(episode)(jax.random.split(key, episodes))
 
 
 @struct.dataclass

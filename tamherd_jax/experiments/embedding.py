@@ -15,7 +15,7 @@ from tamherd_jax.herd import clustering
 from tamherd_jax.herd.algorithm import embed_experience, stratified_tasks
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
 from tamherd_jax.herd.embeddings import EmbeddingConfig, Features, make_embedding
-from tamherd_jax.herd.learner import MetaLearner
+from tamherd_jax.types import MetaLearner
 
 
 @struct.dataclass

@@ -10,7 +10,7 @@ import numpy as np
 from tamherd_jax.experiments.results import excluded
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
-from tamherd_jax.herd.learner import ReplayLearner
+from tamherd_jax.types import ReplayLearner
 
 
 def trained_herd(experiment: Experiment, index: int) -> Herd:

@@ -13,10 +13,10 @@ from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.envs.locomotion import Terms
 from tamherd_jax.experiments.herds import sound_herds, trained_herd
 from tamherd_jax.experiments.runner import Experiment
-from tamherd_jax.herd.algorithm import LatentLearner
 from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
 from tamherd_jax.physics.bodies import NQ
 from tamherd_jax.serialization import write_arrays
+from tamherd_jax.types import LatentLearner
 
 
 def task_key(herd: Herd, task: str) -> jax.Array:
@@ -34,18 +34,18 @@ def record(herd: Herd, tasks: Sequence[str]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: no such task, or an environment without bodies to draw.
     """
-    if not isinstance(herd.learner.env, Locomotion):
-        raise ValueError(f"the environment {type(herd.learner.env).__name__} has no bodies that can be drawn")
-    rows = [_record_task(herd, task) for task in tasks]
+    env = herd.learner.env
+    if not isinstance(env, Locomotion):
+        raise ValueError(f"the environment {type(env).__name__} has no bodies that can be drawn")
+    rows = [_record_task(herd, env, task) for task in tasks]
     arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return arrays | {"tasks": np.array(tasks), "seed": np.asarray(herd.seed)}
 
 
-def _record_task(herd: Herd, name: str) -> dict[str, np.ndarray]:
+def _record_task(herd: Herd, env: Locomotion, name: str) -> dict[str, np.ndarray]:
     task = jax.tree.map(lambda leaf: leaf[herd.task_set.index(name)], herd.task_set.tasks)
     adapted = herd.adapt(task_key(herd, name), name)
     chosen = [median_episode(episodes) for episodes in phases(adapted)]
-    env = herd.learner.env
     return {
         "q": np.stack([positions(episode, task, env) for episode in chosen]),
         "rewards": np.stack([episode.rewards for episode in chosen]),

@@ -19,8 +19,8 @@ from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.clustering import Clusters, cluster, membership_weights
 from tamherd_jax.herd.embeddings import make_embedding
-from tamherd_jax.herd.learner import ReplayLearner
 from tamherd_jax.parallel import concatenate, map_learners, one_program
+from tamherd_jax.types import ReplayLearner
 
 _ROLES = (
     *("single", "oracle", "herd", "embed", "cluster", "assign", "test_single", "test_oracle", "test_herd"),

@@ -5,30 +5,17 @@ All functions are pure and concern one seed; callers batch them over seeds. K me
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tamherd_jax.envs.episodes import Episodes, collect_episodes
+from tamherd_jax.envs.episodes import collect_policy_episodes
 from tamherd_jax.envs.tasks import take_tasks
 from tamherd_jax.herd.clustering import Assignment, nearest_centroid
 from tamherd_jax.herd.embeddings import Embedding, Features, latent_features
-from tamherd_jax.herd.learner import MetaLearner
-
-
-@runtime_checkable
-class LatentLearner(Protocol):
-    """What a `MetaLearner` that infers a latent of each task has besides; ask with `isinstance`."""
-
-    def infer(self, state: Any, episodes: Episodes) -> tuple[jax.Array, jax.Array]:
-        """Posterior mean and variance `[Z]` given the episodes (leaves `[E, T, ...]`) of one task."""
-        ...
-
-    def observed(self, episodes: Episodes) -> Episodes:
-        """The episodes as the environment saw them, without the latent."""
-        ...
+from tamherd_jax.types import Episodes, LatentLearner, MetaLearner
 
 
 @struct.dataclass
@@ -166,9 +153,7 @@ def meta_test(
         explore_key, test_key = jax.random.split(key)
         state = jax.tree.map(lambda leaf: leaf[member], states)
         policy, experience = learner.adapt(explore_key, state, task, explore)
-        episodes = collect_episodes(
-            learner.env, lambda obs, k: learner.act(policy, obs, k), task, test_key, test, learner.horizon
-        )
+        episodes = collect_policy_episodes(learner, policy, task, test_key, test)
         return TestResult(
             before=jnp.mean(experience.returns),
             after=jnp.mean(episodes.returns),

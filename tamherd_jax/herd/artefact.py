@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import tamherd_jax
-from tamherd_jax.envs import TASK_SETS, Episodes, Locomotion, TaskSet, collect_episodes
+from tamherd_jax.envs import TASK_SETS, Episodes, Locomotion, TaskSet, collect_policy_episodes
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.clustering import membership_weights
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, make_embedding
-from tamherd_jax.herd.learner import MetaLearner, ReplayLearner
 from tamherd_jax.physics.bodies import FRAME_SKIP, WALKER
 from tamherd_jax.serialization import array_entry, named_arrays, named_shapes, rebuild, restore_tree, write_arrays, write_json
+from tamherd_jax.types import MetaLearner, ReplayLearner
 
 FORMAT = 2
 
@@ -92,9 +92,13 @@ class AdaptedPolicy:
     policy: Any
     learner: MetaLearner
 
-    def act(self, obs: jax.Array, key: jax.Array) -> jax.Array:
-        """Action `[A]` at observation `[O]`; may be jitted and vmapped."""
-        return self.learner.act(self.policy, obs, key)
+    def initial_carry(self) -> Any:
+        """Return the policy's hidden state at the start of an episode; `()` for a policy without memory."""
+        return self.learner.initial_carry(self.policy)
+
+    def act(self, carry: Any, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        """Return the action `[A]` at observation `[O]` and the next hidden state; may be jitted and vmapped."""
+        return self.learner.act(self.policy, carry, obs, key)
 
     @property
     def member(self) -> int:
@@ -273,11 +277,7 @@ class Herd:
             explore_key, test_key = jax.random.split(key)
             state = jax.tree.map(lambda leaf: leaf[member], members)
             policy, before = learner.adapt(explore_key, state, task, counts.explore)
-
-            def act(obs, k):
-                return learner.act(policy, obs, k)
-
-            return policy, before, collect_episodes(learner.env, act, task, test_key, counts.test, learner.horizon)
+            return policy, before, collect_policy_episodes(learner, policy, task, test_key, counts.test)
 
         return jax.jit(adapt)
 

@@ -12,9 +12,8 @@ import optax
 from flax import struct
 
 from tamherd_jax.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob, sample_gaussian
-from tamherd_jax.envs.episodes import Episodes, TaskEnv, collect_episodes
+from tamherd_jax.envs.episodes import collect_episodes
 from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
-from tamherd_jax.herd.learner import EpochMetrics
 from tamherd_jax.maml.advantages import (
     AdvantageScale,
     discounted_returns,
@@ -26,6 +25,7 @@ from tamherd_jax.maml.baseline import linear_baseline
 from tamherd_jax.maml.kernels import adapt
 from tamherd_jax.maml.trpo import TRPOConfig, trpo_step
 from tamherd_jax.networks import GaussianPolicy, ValueNetwork
+from tamherd_jax.types import Episodes, EpochMetrics, Params, TaskEnv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +168,14 @@ class MAML:
         outputs: Any = self._policy.apply(policy, obs)
         return outputs
 
-    def act(self, policy: Any, obs: jax.Array, key: jax.Array) -> jax.Array:
-        """Sampled action `[A]`: MAML is tested with its stochastic policy (spec 1.6)."""
-        return sample_gaussian(key, *self.distribution(policy, obs))
+    def initial_carry(self, policy: Params) -> tuple[()]:
+        """Return the empty carry: the policy has no memory."""
+        del policy
+        return ()
+
+    def act(self, policy: Params, carry: tuple[()], obs: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        """Sample an action `[A]`, as garage's MAML evaluates its stochastic policy; `carry` stays empty."""
+        return sample_gaussian(key, *self.distribution(policy, obs)), carry
 
     def probe(self, key: jax.Array, state: MAMLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
         """The unadapted policy and its episodes of one task."""
@@ -216,7 +221,7 @@ class MAML:
         return state, _metrics(index, weights.size, before, after, diagnostics)
 
     def _collect(self, key: jax.Array, params: Any, task: Any, episodes: int) -> Episodes:
-        return collect_episodes(self.env, lambda obs, k: self.act(params, obs, k), task, key, episodes, self.horizon)
+        return collect_episodes(self.env, lambda obs, k: self.act(params, (), obs, k)[0], task, key, episodes, self.horizon)
 
     def _batch(self, policy: Any, value_params: Any, episodes: Episodes) -> Batch:
         """One task's episodes `[R, T, ...]` by a policy, with advantages from the task's own baseline."""

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from tamherd_jax.distributions import sample_gaussian
-from tamherd_jax.envs.episodes import Episodes, Lanes, TaskEnv, collect_episode, collect_lane
+from tamherd_jax.envs.episodes import Lanes, collect_episode, collect_lane
 from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
-from tamherd_jax.herd.learner import EpochMetrics
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.config import PEARLConfig
 from tamherd_jax.pearl.replay import ReplayBuffer, Transition
 from tamherd_jax.pearl.update import Batch, ContextualSAC, Networks, TrainState
+from tamherd_jax.types import Episodes, EpochMetrics, TaskEnv
 
 BELIEFS_PER_LANE = 8
 """Beliefs inferred ahead, each from its own context, for the episodes of a posterior lane; beyond, they come round again."""
@@ -184,10 +184,15 @@ class PEARL:
             policy, obs = policy.actor, _append(obs, policy.latent)
         return self._sac.gaussian(policy, obs)
 
-    def act(self, policy: PEARLPolicy, obs: jax.Array, key: jax.Array) -> jax.Array:
-        """Action `[A]`, the squashed mean: PEARL is tested without noise (spec 2.1)."""
+    def initial_carry(self, policy: PEARLPolicy) -> tuple[()]:
+        """Return the empty carry: the policy's memory is its latent, which an episode does not change."""
+        del policy
+        return ()
+
+    def act(self, policy: PEARLPolicy, carry: tuple[()], obs: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        """Return the squashed mean action `[A]`, as oyster evaluates without noise; `carry` stays empty."""
         del key
-        return jnp.tanh(self.distribution(policy, obs)[0])
+        return jnp.tanh(self.distribution(policy, obs)[0]), carry
 
     def probe(self, key: jax.Array, state: PEARLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
         """Actor parameters, and stochastic episodes of one task, each on its own latent from the prior."""
@@ -350,6 +355,10 @@ class _Squashed:
     @property
     def action_size(self) -> int:
         return self._env.action_size
+
+    @property
+    def backend(self) -> str:
+        return self._env.backend
 
 
 def _append(obs: jax.Array, latent: jax.Array) -> jax.Array:
