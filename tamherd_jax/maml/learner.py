@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from flax import struct
 
 from tamherd_jax.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob, sample_gaussian
@@ -26,70 +26,95 @@ from tamherd_jax.maml.kernels import adapt
 from tamherd_jax.maml.trpo import TRPOConfig, trpo_step
 from tamherd_jax.networks import GaussianPolicy, ValueNetwork
 from tamherd_jax.types import Episodes, EpochMetrics, Params, TaskEnv
+from tamherd_jax.validation import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    UnitFloat,
+    check_fields,
+    is_traced,
+    traceable,
+)
 
 
+@traceable
 @dataclasses.dataclass(frozen=True)
 class MAMLConfig:
-    """Settings of MAML-TRPO; the defaults are the paper's Table 3 as spec 1.7 reads it.
+    """Settings of MAML-TRPO.
+
+    The numbers default to those of the paper's Table 3. Four choices do not: advantages are divided by their standard deviation
+    (garage, which the paper builds on: by their variance), the outer loss is the importance-weighted surrogate (garage: the
+    log-likelihood), the baseline is fitted (the paper: a value network, which garage never trains), and every action dimension
+    has its own log standard deviation (garage in 2020: one for all). `advantage_scale="variance"`, `outer_loss="likelihood"`,
+    `baseline="frozen"` and `shared_log_std=True` are garage's.
+
+    A pytree whose leaves are the `float` fields and those of `trpo`: they may be traced, or mapped over by `vmap`.
 
     Attributes:
       episodes_per_task: R, before and again after adaptation.
-      horizon: T, steps an episode.
+      horizon: T, environment steps of an episode.
       discount: gamma.
-      gae_lambda: lambda.
+      gae_lambda: lambda of the generalised advantages.
       inner_step_size: alpha of the inner gradient step.
-      inner_steps: number of inner steps on the same batch.
-      first_order: drop the second-order term of the meta-gradient.
-      inner_loss: `"likelihood"`, garage's `log pi A`, or `"ratio"`, ProMP's LVC: `A pi / pi_old`, pi_old the policy that took
-        the actions. The first step is the same; only the ratio's second derivative tells how episodes drawn from another
-        theta would have moved it, which is what teaches the policy before adaptation to explore for it.
+      inner_steps: Number of inner steps on the same batch; 0 for plain TRPO on all tasks.
+      first_order: Drop the second-order term of the meta-gradient.
+      inner_loss: `"likelihood"`, garage's `log pi A`, or `"ratio"`, ProMP's LVC: `A pi / pi_old`, where pi_old took the
+        actions. Both have the same first step. Only the derivative of the ratio's step accounts for the effect of theta on
+        which episodes are sampled (Rothfuss et al. 2019).
       baseline: `"linear"` features fitted per task and batch, or `"frozen"`, garage's value network that is never trained.
-      advantage_scale: divide centred advantages by their `"std"` or, as garage does, their `"variance"`, or not (`"none"`).
+      advantage_scale: Divide centred advantages by their `"std"`, by their `"variance"` as garage does, or not (`"none"`).
       outer_loss: `"ratio"`, the importance-weighted surrogate (ProMP), or `"likelihood"`, garage's log-likelihood loss. Their
-        gradients agree; what the line search compares differs.
-      entropy_coefficient: what the outer objective pays for a nat of the adapted policies' entropy (garage's `policy_ent_coeff`
-        with `entropy_method="regularized"`); 0 in the paper. It keeps exploration alive.
-      entropy_decay_steps: epochs over which that falls to 0 in a straight line; None keeps it.
-      trpo: settings of the outer step.
-      hidden_sizes: of the policy.
-      shared_log_std: one log standard deviation for all action dimensions.
-      init_log_std: its start.
+        gradients agree at theta; the values that the line search compares differ.
+      entropy_coefficient: Weight of the adapted policies' entropy (nats) in the outer objective (garage's `policy_ent_coeff`
+        with `entropy_method="regularized"`); 0 in the paper.
+      entropy_decay_steps: Epochs over which that weight falls linearly to 0; None keeps it constant.
+      trpo: Settings of the outer step.
+      hidden_sizes: Widths of the policy's hidden layers.
+      shared_log_std: One log standard deviation for all action dimensions.
+      init_log_std: Initial log standard deviation.
+
+    Raises:
+      ValueError: Naming the first field at fault.
     """
 
-    episodes_per_task: int = 10
-    horizon: int = 100
-    discount: float = 0.99
-    gae_lambda: float = 1.0
-    inner_step_size: float = 0.1
-    inner_steps: int = 1
+    episodes_per_task: PositiveInt = 10
+    horizon: PositiveInt = 100
+    discount: UnitFloat = 0.99
+    gae_lambda: UnitFloat = 1.0
+    inner_step_size: NonNegativeFloat = 0.1
+    inner_steps: NonNegativeInt = 1
     first_order: bool = False
     inner_loss: Literal["likelihood", "ratio"] = "likelihood"
     baseline: Literal["linear", "frozen"] = "linear"
     advantage_scale: AdvantageScale = "std"
     outer_loss: Literal["ratio", "likelihood"] = "ratio"
-    entropy_coefficient: float = 0.0
-    entropy_decay_steps: int | None = None
+    entropy_coefficient: NonNegativeFloat = 0.0
+    entropy_decay_steps: PositiveInt | None = None
     trpo: TRPOConfig = TRPOConfig()
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: tuple[PositiveInt, ...] = (64, 64)
     shared_log_std: bool = False
     init_log_std: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
+        check_fields(self)
 
-        Raises:
-          ValueError: the entropy's coefficient is negative or no number, or it falls in less than an epoch.
-        """
-        if not self.entropy_coefficient >= 0:
-            raise ValueError(f"entropy_coefficient must not be negative, not {self.entropy_coefficient}")
-        if self.entropy_decay_steps is not None and self.entropy_decay_steps < 1:
-            raise ValueError(f"entropy_decay_steps must be at least 1, not {self.entropy_decay_steps}")
+    @property
+    def has_entropy_bonus(self) -> bool:
+        """Whether the outer objective has an entropy term: the coefficient is traced, or not zero."""
+        return is_traced(self.entropy_coefficient) or bool(np.any(np.asarray(self.entropy_coefficient) != 0))
 
     def entropy_coefficient_at(self, epoch: jax.Array | int) -> jax.Array | float:
-        """The entropy's coefficient after `epoch` epochs, `c (1 - min(epoch / steps, 1))`; a Python float where it is kept."""
+        """Return the entropy weight of an epoch, `c (1 - min(epoch / entropy_decay_steps, 1))`.
+
+        Args:
+          epoch: `[]` number of epochs before this one.
+
+        Returns:
+          `[]`; `entropy_coefficient` itself where it does not decay.
+        """
         if self.entropy_decay_steps is None:
             return self.entropy_coefficient
-        return optax.linear_schedule(self.entropy_coefficient, 0.0, self.entropy_decay_steps)(epoch)
+        return self.entropy_coefficient * (1.0 - jnp.clip(epoch / self.entropy_decay_steps, 0.0, 1.0))
 
 
 @struct.dataclass
@@ -267,7 +292,7 @@ class MAML:
             if self.config.outer_loss == "ratio":
                 weight = jnp.exp(weight - gaussian_log_prob(query.actions, *old))
             objective = per_task_mean(weight * query.advantages)
-            if self.config.entropy_coefficient:
+            if self.config.has_entropy_bonus:
                 objective += self.config.entropy_coefficient_at(epoch) * per_task_mean(gaussian_entropy(new[1]))
             return -objective
 

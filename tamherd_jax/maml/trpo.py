@@ -8,74 +8,76 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from tamherd_jax.maml._checks import check_scalar
 from tamherd_jax.maml.kernels import Params, conjugate_gradient, gauss_newton
+from tamherd_jax.validation import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitFloat,
+    PositiveFloat,
+    PositiveInt,
+    check_fields,
+    is_traced,
+    traceable,
+)
 
 
+@traceable
 @dataclasses.dataclass(frozen=True)
 class TRPOConfig:
-    """Settings of the trust-region step (garage's defaults, spec 1.5).
+    """Settings of the trust-region step; the defaults are garage's.
+
+    A pytree whose leaves are the `float` fields: they may be traced, or mapped over by `vmap`.
 
     Attributes:
       max_kl: delta, the bound on the mean KL divergence of one step.
-      final_max_kl: where delta ends if it decays; None keeps it.
-      decay_begin: steps before delta decays.
-      decay_steps: steps over which it does, by a constant factor a step.
-      cg_iterations: steps of conjugate gradient.
-      cg_damping: added to the curvature's diagonal.
-      cg_tolerance: squared residual at which conjugate gradient stops.
-      backtrack_ratio: factor between the line search's trials.
-      max_backtracks: number of trials.
+      final_max_kl: Value that delta decays to; None keeps it constant.
+      decay_begin: Number of steps before delta decays.
+      decay_steps: Number of steps over which delta decays, by a constant factor a step.
+      cg_iterations: Number of conjugate gradient iterations.
+      cg_damping: Constant added to the curvature's diagonal.
+      cg_tolerance: Squared residual at which conjugate gradient stops.
+      backtrack_ratio: Factor between successive trials of the line search.
+      max_backtracks: Number of trials.
+
+    Raises:
+      ValueError: Naming the first field at fault.
     """
 
-    max_kl: float = 0.01
-    final_max_kl: float | None = None
-    decay_begin: int = 0
-    decay_steps: int = 1
-    cg_iterations: int = 10
-    cg_damping: float = 1e-5
-    cg_tolerance: float = 1e-10
-    backtrack_ratio: float = 0.8
-    max_backtracks: int = 15
+    max_kl: PositiveFloat = 0.01
+    final_max_kl: PositiveFloat | None = None
+    decay_begin: NonNegativeInt = 0
+    decay_steps: PositiveInt = 1
+    cg_iterations: PositiveInt = 10
+    cg_damping: NonNegativeFloat = 1e-5
+    cg_tolerance: NonNegativeFloat = 1e-10
+    backtrack_ratio: OpenUnitFloat = 0.8
+    max_backtracks: PositiveInt = 15
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-          ValueError: naming the first field at fault.
-        """
-        if not self.max_kl > 0:
-            raise ValueError(f"max_kl must be positive, not {self.max_kl}")
-        if self.final_max_kl is not None and not 0 < self.final_max_kl <= self.max_kl:
+        check_fields(self)
+        if self.final_max_kl is None or is_traced(self.final_max_kl) or is_traced(self.max_kl):
+            return
+        if np.any(np.asarray(self.final_max_kl) > np.asarray(self.max_kl)):
             raise ValueError(f"final_max_kl must be positive and at most max_kl ({self.max_kl}), not {self.final_max_kl}")
-        if not 0 < self.backtrack_ratio < 1:
-            raise ValueError(f"backtrack_ratio must be between 0 and 1, not {self.backtrack_ratio}")
-        for name in ("cg_iterations", "max_backtracks", "decay_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("cg_damping", "cg_tolerance", "decay_begin"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
     def max_kl_at(self, step: jax.Array | int) -> jax.Array | float:
-        """Delta of the step after `step` steps: `max_kl (final_max_kl / max_kl)^clip((step - begin) / steps, 0, 1)`.
+        """Return delta of a step: `max_kl (final_max_kl / max_kl)^clip((step - decay_begin) / decay_steps, 0, 1)`.
 
-        A Python float where delta does not decay.
+        Args:
+          step: `[]` number of steps before this one.
+
+        Returns:
+          `[]`; `max_kl` itself where delta does not decay.
         """
         if self.final_max_kl is None:
             return self.max_kl
-        schedule = optax.exponential_decay(
-            self.max_kl,
-            self.decay_steps,
-            self.final_max_kl / self.max_kl,
-            transition_begin=self.decay_begin,
-            end_value=self.final_max_kl,
-        )
-        return schedule(step)
+        progress = jnp.clip((step - self.decay_begin) / self.decay_steps, 0.0, 1.0)
+        return self.max_kl * (self.final_max_kl / self.max_kl) ** progress
 
 
 @struct.dataclass
