@@ -18,7 +18,7 @@ def tamherd(*arguments, cwd=None):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "--preset", "nonsense"], "unknown preset 'nonsense'; choose from quick, quick-pearl, paper-maml"),
+        (["run", "--preset", "nonsense"], "unknown preset 'nonsense'; choose from quick, paper-maml"),
         (["run", "--seeds", "-3"], "seeds must be at least 1, not -3"),
         (["run", "--seeds", "many"], "--seeds"),
         (["run", "--epochs", "0"], "member epochs must be at least 1, not 0"),

@@ -154,7 +154,10 @@ def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, ca
     [
         (["nowhere"], "nowhere holds no run: config.json is missing"),
         (["--embedding", "fischer"], "unknown embedding 'fischer'"),
-        (["--embedding", "latent"], "embedding latent is the posterior of a PEARL probe"),
+        (
+            ["--embedding", "latent"],
+            "embedding latent is a probe's posterior over a latent; it needs algorithm pearl, not maml",
+        ),
         (["--metric", "manhattan"], "embedding metric is one of euclidean, cosine"),
         (["--linkage", "centroid"], "clustering method is one of ward"),
         (["--clusters", "0"], "clusters is a positive number or 'auto'"),
@@ -162,7 +165,7 @@ def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, ca
         (["--test-probes", "0"], "test probes must be at least 1"),
         (["--preset", "nonsense"], "unknown preset"),
         (["--probe", "psychic"], "a probe is one of meta, multitask, discriminative, not 'psychic'"),
-        (["--probe", "multitask", "--algorithm", "pearl"], "a multitask probe is MAML without its inner step"),
+        (["--probe", "multitask", "--algorithm", "pearl"], "a multitask probe is a meta-learner without its inner step"),
     ],
 )
 def test_mistakes_get_one_line(arguments, words, tmp_path, monkeypatch, capsys):
@@ -203,7 +206,10 @@ def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):
         (["--clusters", "-1"], "clusters is a positive number or 'auto'"),
         (["--normalisation", "sigmoid"], "embedding reward is one of"),
         (["--probe-epochs", "-1"], "probe epochs must not be negative"),
-        (["--probe", "discriminative", "--algorithm", "pearl"], "a discriminative probe is MAML without its inner step"),
+        (
+            ["--probe", "discriminative", "--algorithm", "pearl"],
+            "a discriminative probe is a meta-learner without",
+        ),
         (["--reuse-probe"], "reusing the probe's trajectories needs algorithm pearl"),
         (["--reuse-probe", "--algorithm", "pearl", "--probe-epochs", "0"], "no trajectories of a probe of 0 epochs"),
     ],

@@ -10,8 +10,8 @@ import tyro
 
 from tamherd_jax.commands import UserError, mistakes_of_the_user
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
+from tamherd_jax.registry.algorithms import get_algorithm, names_with
 
-PAPER_PANELS = {"maml": ("fisher", "transition", "gradient"), "pearl": ("fisher", "transition", "latent", "gradient")}
 FRESH_ONLY = ("preset", "algorithm", "probe", "probe_epochs", "seeds", "first_seed", "physics")
 
 
@@ -112,12 +112,14 @@ def embedding_configs(options: Embed, config: Any) -> dict[str, Any]:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
-    configs = {
-        name: options.embedding_config(name, config.embedding) for name in options.embedding or PAPER_PANELS[config.algorithm]
-    }
+    entry = get_algorithm(config.algorithm)
+    configs = {name: options.embedding_config(name, config.embedding) for name in options.embedding or entry.panels}
     for name, embedding in configs.items():
-        if embedding.kind == "latent" and config.algorithm != "pearl":
-            raise ValueError(f"embedding {name} is the posterior of a PEARL probe; this one is {config.algorithm}")
+        if embedding.kind == "latent" and not entry.latent:
+            raise ValueError(
+                f"embedding {name} is a probe's posterior over a latent; it needs algorithm "
+                f"{names_with('latent')}, not {entry.name}"
+            )
     return configs
 
 

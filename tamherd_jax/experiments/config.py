@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tamherd_jax.envs.tasks import TASK_SETS
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.herd.embeddings import EmbeddingConfig
-from tamherd_jax.maml.learner import MAMLConfig
-from tamherd_jax.maml.trpo import TRPOConfig
-from tamherd_jax.pearl.config import PEARLConfig
 from tamherd_jax.physics.bodies import FRAME_SKIP, WALKER
+from tamherd_jax.registry.algorithms import (
+    ALGORITHMS,
+    DEFAULT_ALGORITHM,
+    Algorithm,
+    Fields,
+    Settings,
+    get_algorithm,
+    names_with,
+)
 from tamherd_jax.serialization import rebuild
 
-ALGORITHMS = ("maml", "pearl")
 CONTROLS = {
     "random-assignment": "the trained herd, each test task given to a member at random",
     "oracle-assignment": "the trained herd, each test task given to the member that trained most on its body",
     "random-clusters": "a herd whose members train on random halves of the training tasks",
     "untrained-probe": "a herd whose training and test tasks are embedded with a probe that never trained",
-    "double-gradient": "a single PEARL learner that takes twice the gradient steps, as many as a herd of two",
+    "double-gradient": "a single learner that takes twice the gradient steps, as many as a herd of two",
 }
 """Further arms that a run may have, and what each is."""
+_NEEDS = {"double-gradient": "gradient_steps"}
+"""Capability of the algorithm (attribute of its registry entry) that a control needs."""
 PROBES = {
     "meta": "the single learner, stopped early",
-    "multitask": "MAML without its inner step: one policy for all tasks",
+    "multitask": "the meta-learner without its inner step: one policy for all tasks",
     "discriminative": "a multitask probe that is also paid for telling tasks apart (see `herd.information`)",
 }
 """Kinds of probe. One that is not `meta` is a learner of its own, an arm with the kind's name."""
@@ -41,16 +49,29 @@ _LATER = {
 
 def all_controls(algorithm: str) -> tuple[str, ...]:
     """The controls that an algorithm can have."""
-    return tuple(name for name in CONTROLS if name != "double-gradient" or algorithm == "pearl")
+    entry = get_algorithm(algorithm)
+    return tuple(name for name in CONTROLS if name not in _NEEDS or getattr(entry, _NEEDS[name]))
+
+
+T = TypeVar("T")
+
+
+def add_learner_settings(cls: type[T]) -> type[T]:
+    """Add a field with the default settings of each algorithm of the registry, named after it, to a dataclass in the making."""
+    for name, entry in ALGORITHMS.items():
+        cls.__annotations__[name] = entry.config
+        setattr(cls, name, entry.config())
+    return cls
 
 
 @dataclasses.dataclass(frozen=True)
+@add_learner_settings
 class ExperimentConfig:
     """One experiment: probe, embeddings, clusters, herd, single learner and oracle on ML2, for several seeds.
 
     Attributes:
       preset: name it started from.
-      algorithm: the meta-learner, `maml` or `pearl`.
+      algorithm: the meta-learner, of `registry.ALGORITHMS`.
       seeds: S, number of seeds.
       first_seed: seeds are `first_seed, ..., first_seed + seeds - 1`.
       tasks: name of a task set of `envs.TASK_SETS`.
@@ -72,11 +93,12 @@ class ExperimentConfig:
       epochs_per_call: training epochs that one call of a compiled program runs; the host sees, and checkpoints, their ends.
         XLA may round a loop of epochs otherwise than one alone.
       controls: further arms, of `CONTROLS`.
-      embedding, clustering, maml, pearl: settings of the parts.
+      embedding, clustering: settings of the parts. One more field per algorithm of the registry, named after it, holds the
+        settings of that algorithm.
     """
 
     preset: str
-    algorithm: str = "maml"
+    algorithm: str = DEFAULT_ALGORITHM
     seeds: int = 1
     first_seed: int = 0
     tasks: str = "ml2"
@@ -99,8 +121,6 @@ class ExperimentConfig:
     controls: tuple[str, ...] = ()
     embedding: EmbeddingConfig = EmbeddingConfig()
     clustering: ClusteringConfig = ClusteringConfig()
-    maml: MAMLConfig = MAMLConfig()
-    pearl: PEARLConfig = PEARLConfig()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.
@@ -119,27 +139,33 @@ class ExperimentConfig:
             raise ValueError(f"single epochs ({self.single_epochs}) must cover the probe's ({self.probe_epochs})")
         if not 1 <= self.probe_test_episodes < self.explore_episodes:
             raise ValueError("probe test episodes must leave the herd at least one exploration episode")
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"unknown algorithm {self.algorithm!r}; choose from {', '.join(ALGORITHMS)}")
+        entry = get_algorithm(self.algorithm)
         if self.tasks not in TASK_SETS:
             raise ValueError(f"unknown task set {self.tasks!r}; choose from {', '.join(TASK_SETS)}")
-        if self.embedding.kind == "latent" and self.algorithm != "pearl":
-            raise ValueError("embedding kind 'latent' is the posterior of a PEARL probe; it needs algorithm pearl")
-        self._check_probe()
+        if self.embedding.kind == "latent" and not entry.latent:
+            raise ValueError(
+                f"embedding kind 'latent' is a probe's posterior over a latent; it needs algorithm {names_with('latent')}"
+            )
+        self._check_probe(entry)
         self._check_controls()
 
-    def _check_probe(self) -> None:
+    @property
+    def settings(self) -> Settings:
+        """Settings of the algorithm."""
+        return getattr(self, self.algorithm)
+
+    def _check_probe(self, entry: Algorithm) -> None:
         if self.probe not in PROBES:
             raise ValueError(f"a probe is one of {', '.join(PROBES)}, not {self.probe!r}; probe epochs of 0 leave it untrained")
-        if self.probe != "meta" and self.algorithm != "maml":
+        if self.probe != "meta" and not entry.inner_step:
             raise ValueError(
-                f"a {self.probe} probe is MAML without its inner step; {self.algorithm} has no such step, and its replay would "
-                "go on paying what an earlier batch's classifier said"
+                f"a {self.probe} probe is a meta-learner without its inner step; it needs algorithm "
+                f"{names_with('inner_step')}: {self.algorithm} has no inner step"
             )
-        if self.reuse_probe and self.algorithm != "pearl":
+        if self.reuse_probe and not entry.replay:
             raise ValueError(
-                f"reusing the probe's trajectories needs algorithm pearl: {self.algorithm} learns from trajectories of the "
-                "learner's own policy, which a fresh member's is not"
+                f"reusing the probe's trajectories needs algorithm {names_with('replay')}: {self.algorithm} learns from "
+                "trajectories of the learner's own policy, which a fresh member's is not"
             )
         if self.reuse_probe and self.probe_epochs == 0:
             raise ValueError("there are no trajectories of a probe of 0 epochs to reuse")
@@ -148,8 +174,9 @@ class ExperimentConfig:
         for name in self.controls:
             if name not in CONTROLS:
                 raise ValueError(f"unknown control {name!r}; choose from {', '.join(CONTROLS)}, or all or none")
-        if not set(self.controls) <= set(all_controls(self.algorithm)):
-            raise ValueError("control double-gradient needs algorithm pearl; MAML takes one meta-update an epoch")
+        for name in self.controls:
+            if name not in all_controls(self.algorithm):
+                raise ValueError(f"control {name} needs algorithm {names_with(_NEEDS[name])}, not {self.algorithm}")
         if len(set(self.controls)) < len(self.controls):
             raise ValueError(f"a control is named twice: {', '.join(self.controls)}")
 
@@ -193,96 +220,27 @@ def _document(config: Any) -> dict[str, Any]:
     return {name: _document(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
 
 
-# What found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in 17 of 20.
-_FISHER = EmbeddingConfig(reward="none", metric="cosine")
-_LITERAL_MAML = MAMLConfig(advantage_scale="variance", outer_loss="likelihood")
-# The literal recipe is slowed by its trust region: at a KL of 0.01 a cheetah oracle was at 24 / 117 (forward / backward) after
-# 50 epochs of 20 tasks, at 0.05 at 74 / 182; 0.1 with 10 tasks was no better than 0.03 (benchmarks/results/learning.csv).
-_TUNED_MAML = MAMLConfig(trpo=TRPOConfig(max_kl=0.05))
-# Twice the inner step is worth 30 to 50 to a cheetah oracle; ProMP's inner loss keeps its policy from leaning to one direction.
-# Walkers need large steps and lasting noise to leave a first gait behind, all need small steps at the end (docs/learning.md).
-_LONG_TUNED_MAML = MAMLConfig(
-    inner_step_size=0.2,
-    inner_loss="ratio",
-    gae_lambda=0.95,
-    entropy_coefficient=0.015,
-    entropy_decay_steps=200,
-    trpo=TRPOConfig(max_kl=0.2, final_max_kl=0.05, decay_begin=140, decay_steps=100),
-)
-_PEARL: dict[str, Any] = {
-    "algorithm": "pearl",
-    "expected_action_scale": 1.0,
-    "embedding_episodes": 1,
-    "explore_episodes": 2,
-    "probe_test_episodes": 1,
-    "test_episodes": 1,
-    "test_repeats": 4,
-}
-# At a tenth of the paper's gradient steps the policy has to leave the noise of maximum entropy behind sooner: with the paper's
-# reward scale of 5 a cheetah oracle was at 120 after 16,000 steps, with 25 at 289. Networks are sized for two cores.
-_SMALL_PEARL = PEARLConfig(
-    encoder_sizes=(64, 64),
-    hidden_sizes=(128, 128),
-    learning_rate=1e-3,
-    target_rate=0.01,
-    reward_scale=25.0,
-    prior_steps=400,
-    posterior_steps=400,
-    gradient_steps=800,
-    batch_size=64,
-    context_size=64,
-    replay_capacity=40_000,
-)
+def _preset(name: str, entry: Algorithm, fields: Fields) -> ExperimentConfig:
+    """Build a preset from its entry's fields."""
+    changes = dict(fields)
+    if "settings" in changes:
+        changes[entry.name] = changes.pop("settings")
+    if changes.get("controls") == "all":
+        changes["controls"] = all_controls(entry.name)
+    return dataclasses.replace(
+        ExperimentConfig(preset=name, algorithm=entry.name),
+        **{key: _replaced(getattr(ExperimentConfig, key), value) for key, value in changes.items()},
+    )
 
-PRESETS = {
-    "quick": ExperimentConfig(
-        preset="quick",
-        probe_epochs=8,
-        member_epochs=20,
-        single_epochs=29,
-        embedding_tasks=20,
-        embedding_episodes=5,
-        embedding=_FISHER,
-        maml=_TUNED_MAML,
-    ),
-    "quick-pearl": ExperimentConfig(
-        preset="quick-pearl",
-        probe_epochs=5,
-        member_epochs=24,
-        single_epochs=30,
-        embedding_tasks=20,
-        embedding=_FISHER,
-        pearl=_SMALL_PEARL,
-        **_PEARL,
-    ),
-    "paper-maml": ExperimentConfig(preset="paper-maml", seeds=10, controls=all_controls("maml"), maml=_LITERAL_MAML),
-    "paper-pearl": ExperimentConfig(
-        preset="paper-pearl",
-        seeds=10,
-        probe_epochs=1,
-        member_epochs=100,
-        single_epochs=102,
-        controls=all_controls("pearl"),
-        **_PEARL,
-    ),
-    "tuned-maml": ExperimentConfig(
-        preset="tuned-maml",
-        seeds=10,
-        member_epochs=240,
-        single_epochs=251,
-        draws_per_task=10,
-        embedding=_FISHER,
-        maml=_LONG_TUNED_MAML,
-    ),
-    "long-maml": ExperimentConfig(
-        preset="long-maml",
-        seeds=10,
-        member_epochs=300,
-        single_epochs=311,
-        controls=all_controls("maml"),
-        maml=_LITERAL_MAML,
-    ),
-}
+
+def _replaced(default: Any, value: Any) -> Any:
+    """Return `value`, or where it is a mapping, the dataclass `default` with those fields replaced."""
+    if not isinstance(value, Mapping):
+        return value
+    return dataclasses.replace(default, **{name: _replaced(getattr(default, name), part) for name, part in value.items()})
+
+
+PRESETS = {name: _preset(name, entry, fields) for entry in ALGORITHMS.values() for name, fields in entry.presets.items()}
 """`quick` and `quick-pearl`: the whole method in minutes on two cores. `paper-maml`: Table 3. `paper-pearl`: Table 4.
 `long-maml`: garage's 300 epochs. These three have every arm, the controls included. `tuned-maml`: what learns best here, a
 wide trust region that narrows, an entropy bonus that fades, ProMP's inner loss, twice the tasks an epoch and the inner step,
@@ -295,8 +253,11 @@ cosine distances). After five epochs it was 1, 0.06 and 0.80, or 1, 1 and 1 with
 
 
 def preset_name(name: str | None, algorithm: str | None) -> str:
-    """The preset that a user's options mean: `quick` by default, which is `quick-pearl` for PEARL."""
-    return "quick-pearl" if name in (None, "quick") and algorithm == "pearl" else name or "quick"
+    """Return the preset that a user's options mean: by default, and in place of the default one, the algorithm's own."""
+    default = ALGORITHMS[DEFAULT_ALGORITHM].default_preset
+    if algorithm is not None and algorithm in ALGORITHMS and name in (None, default):
+        return ALGORITHMS[algorithm].default_preset
+    return name or default
 
 
 def parse_controls(text: str | None, algorithm: str) -> tuple[str, ...] | None:

@@ -1,51 +1,48 @@
-"""The meta-learners that an experiment's configuration names: the only place that knows one algorithm from another."""
+"""The learners of an experiment, built by its algorithm's registry entry."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.herd.information import information_reward
-from tamherd_jax.maml.learner import MAML
-from tamherd_jax.pearl import PEARL
+from tamherd_jax.registry.algorithms import Share, get_algorithm
+from tamherd_jax.types import MetaLearner, TaskEnv
 
 
-def make_learner(config: ExperimentConfig, env: Any, tasks: int, learners: int = 1) -> Any:
-    """A `MetaLearner` that draws its share of an epoch's `draws_per_task N` task draws.
+def training_share(config: ExperimentConfig, tasks: int, learners: int = 1) -> Share:
+    """Return what one of `learners` that share an epoch's `draws_per_task N` task draws is asked for."""
+    every = max(1, config.draws_per_task * tasks)
+    return Share(
+        draws=max(1, config.draws_per_task * tasks // learners),
+        tasks=tasks,
+        epochs=max(config.single_epochs, config.member_epochs),
+        most_draws=every,
+    )
+
+
+def make_learner(config: ExperimentConfig, env: TaskEnv, tasks: int, learners: int = 1) -> MetaLearner:
+    """Build a `MetaLearner` that samples its share of an epoch's `draws_per_task N` tasks.
 
     Args:
       config: the experiment.
-      env: a `TaskEnv`.
+      env: the environment.
       tasks: N.
-      learners: how many share the draws: 1 for the single learner, K for the members of a herd.
+      learners: number of learners that share the tasks: 1 for the single learner, K for the members of a herd.
     """
-    draws = max(1, config.draws_per_task * tasks // learners)
-    if config.algorithm == "pearl":
-        return PEARL(env, draws, tasks, dataclasses.replace(config.pearl, replay_capacity=replay_capacity(config, tasks)))
-    return MAML(env, draws, config.maml)
+    return get_algorithm(config.algorithm).build(env, config.settings, training_share(config, tasks, learners))
 
 
-def make_probe_learner(config: ExperimentConfig, env: Any, tasks: int) -> Any:
-    """The learner of the probe, of whatever kind, with the single learner's task draws; arguments as in `make_learner`."""
-    single = make_learner(config, env, tasks)
-    if config.probe == "meta":
-        return single
-    plain = dataclasses.replace(config.maml, inner_steps=0)
-    return MAML(env, single.meta_batch_size, plain, information_reward if config.probe == "discriminative" else None)
-
-
-def replay_capacity(config: ExperimentConfig, tasks: int) -> int:
-    """Transitions of a task that a PEARL learner needs room for: the configured ones, or fewer in a run that ends before.
-
-    The bound is a learner all of whose draws fall on one task.
-    """
-    c = config.pearl
-    epochs, draws = max(config.single_epochs, config.member_epochs), max(1, config.draws_per_task * tasks)
-    most = c.initial_steps + epochs * draws * (c.prior_steps + c.posterior_steps)
-    return max(c.encoder_capacity, min(c.replay_capacity, most))
+def make_probe_learner(config: ExperimentConfig, env: TaskEnv, tasks: int) -> MetaLearner:
+    """Build the learner of the probe, of whatever kind, with the single learner's tasks; arguments as in `make_learner`."""
+    plain = get_algorithm(config.algorithm).build_plain
+    if config.probe == "meta" or plain is None:
+        return make_learner(config, env, tasks)
+    reward = information_reward if config.probe == "discriminative" else None
+    return plain(env, config.settings, training_share(config, tasks), reward)
 
 
 def doubled_gradient_steps(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with a PEARL that takes twice as many gradient steps an epoch."""
-    return dataclasses.replace(config, pearl=dataclasses.replace(config.pearl, gradient_steps=2 * config.pearl.gradient_steps))
+    """Return the same experiment with twice as many gradient steps per epoch."""
+    settings = dataclasses.replace(config.settings, gradient_steps=2 * config.settings.gradient_steps)
+    return dataclasses.replace(config, **{config.algorithm: settings})

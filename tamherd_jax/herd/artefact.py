@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 import zipfile
 import zlib
@@ -26,16 +25,11 @@ from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_traini
 from tamherd_jax.herd.clustering import membership_weights
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, make_embedding
 from tamherd_jax.physics.bodies import FRAME_SKIP, WALKER
+from tamherd_jax.registry.algorithms import ALGORITHMS
 from tamherd_jax.serialization import array_entry, named_arrays, named_shapes, rebuild, restore_tree, write_arrays, write_json
 from tamherd_jax.types import MetaLearner, ReplayLearner
 
 FORMAT = 2
-
-LEARNERS = {
-    "maml": ("tamherd_jax.maml.learner", "MAML", "MAMLConfig", ("meta_batch_size",)),
-    "pearl": ("tamherd_jax.pearl.learner", "PEARL", "PEARLConfig", ("draws", "tasks")),
-}
-"""The learners that a file may name: module, class, its `config`'s class, and the sizes that it is made with besides."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +187,7 @@ class Herd:
         """Write `herd.json` and `arrays.npz` into a directory, made if need be; each file at once.
 
         Raises:
-          ValueError: the learner is none of `LEARNERS`: a file could not name it.
+          ValueError: the learner is of no algorithm of the registry: a file could not name it.
           OSError: the directory cannot be written.
         """
         directory = Path(directory)
@@ -390,18 +384,17 @@ def _find_task_set(entry: dict[str, Any], given: TaskSet | None) -> TaskSet:
 
 
 def _describe_learner(learner: Any) -> dict[str, Any]:
-    for name, (module, cls, _, sizes) in LEARNERS.items():
-        if (type(learner).__module__, type(learner).__name__) == (module, cls):
+    kind = type(learner)
+    for name, entry in ALGORITHMS.items():
+        if kind is entry.learner:
             settings = dataclasses.asdict(learner.config)
-            return {"name": name, "sizes": {size: getattr(learner, size) for size in sizes}, "config": settings}
-    raise ValueError(f"a herd of {type(learner).__name__} cannot be saved: only {', '.join(LEARNERS)} can be named in a file")
+            return {"name": name, "sizes": {size: getattr(learner, size) for size in entry.sizes}, "config": settings}
+    raise ValueError(f"a herd of {kind.__name__} cannot be saved: only {', '.join(ALGORITHMS)} can be named in a file")
 
 
-def _build_learner(entry: dict[str, Any], env: Any) -> Any:
-    if entry["name"] not in LEARNERS:
-        raise ValueError(f"its learner {entry['name']!r} is none of {', '.join(LEARNERS)}")
-    module_name, cls, config, sizes = LEARNERS[entry["name"]]
-    module = importlib.import_module(module_name)
-    return getattr(module, cls)(
-        env, **{size: int(entry["sizes"][size]) for size in sizes}, config=rebuild(getattr(module, config), entry["config"])
-    )
+def _build_learner(document: dict[str, Any], env: Any) -> Any:
+    if document["name"] not in ALGORITHMS:
+        raise ValueError(f"its learner {document['name']!r} is none of {', '.join(ALGORITHMS)}")
+    entry = ALGORITHMS[document["name"]]
+    sizes = {size: int(document["sizes"][size]) for size in entry.sizes}
+    return entry.learner(env, **sizes, config=rebuild(entry.config, document["config"]))

@@ -13,7 +13,7 @@ import jinja2
 
 from tamherd_jax.reporting import figures, paper, statistics, views
 from tamherd_jax.reporting.animation import player_data
-from tamherd_jax.reporting.run_files import RunFiles, arm_title
+from tamherd_jax.reporting.run_files import RunFiles, algorithm_of, arm_title
 from tamherd_jax.reporting.tables import interval, left_out_text, number, seeds_text
 from tamherd_jax.serialization import write_atomically
 
@@ -30,7 +30,7 @@ class Figure:
 
 def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
     """The text of `report.html`: nothing outside the file is ever loaded."""
-    results, algorithm = run.results, run.results["config"].get("algorithm", "maml")
+    results, table = run.results, algorithm_of(run.results).paper
     summaries, comparisons = analysis.summaries, analysis.comparisons
     return render(
         "report.html.j2",
@@ -38,7 +38,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         subtitle=subtitle(results),
         verdict=views.verdict(run, summaries, comparisons),
         cards=cards(results, summaries, comparisons),
-        table_number=paper.TABLE_NUMBER.get(algorithm, 1),
+        table_number=table.number if table else None,
         paper_seeds=paper.PAPER_SEEDS,
         resamples=f"{statistics.RESAMPLES:,}",
         left_out=left_out_text(results),
@@ -127,7 +127,7 @@ def subtitle(results: dict[str, Any]) -> str:
     """Seeds, epochs, physics and device in a line."""
     c = results["config"]
     parts = [
-        f"{c.get('algorithm', 'maml').upper()}",
+        algorithm_of(results).title,
         seeds_text(c["seeds"]),
         f"{c['member_epochs']} epoch{'s' * (c['member_epochs'] != 1)}",
     ]

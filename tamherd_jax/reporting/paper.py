@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-PAPER = {
-    "maml": {
-        "cheetah": {"oracle": 221.6, "single": 236.6, "herd": 221.2},
-        "walker": {"oracle": 298.5, "single": 229.7, "herd": 298.5},
-    },
-    "pearl": {
-        "cheetah": {"oracle": 1004.5, "single": 447.7, "herd": 1004.5},
-        "walker": {"oracle": 414.9, "single": 507.6, "herd": 414.9},
-    },
-}
-"""Tables 1 and 2: median over 10 seeds of the best return. The single MAML's walker is also printed as 229.1."""
+from tamherd_jax.registry.algorithms import ALGORITHMS
 
-TABLE_NUMBER = {"maml": 1, "pearl": 2}
+PAPER = {name: entry.paper.returns for name, entry in ALGORITHMS.items() if entry.paper is not None}
+"""Tables 1 and 2 by algorithm: median over 10 seeds of the best return, by body and arm."""
 
 PAPER_SEEDS = 10
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tamherd_jax.experiments.results import ARMS, read_run
 from tamherd_jax.physics.bodies import FRAME_SKIP, TIMESTEP
+from tamherd_jax.registry.algorithms import DEFAULT_ALGORITHM, Algorithm, get_algorithm
 from tamherd_jax.serialization import read_arrays
 
 
@@ -88,10 +89,19 @@ def own_probe(results: dict[str, Any]) -> str | None:
     return kind if kind in arms(results) else None
 
 
+def algorithm_of(results: dict[str, Any]) -> Algorithm:
+    """Return the registry entry of a run's algorithm; files without one are of the first.
+
+    Raises:
+      ValueError: the registry has no such algorithm.
+    """
+    return get_algorithm(results["config"].get("algorithm", DEFAULT_ALGORITHM))
+
+
 def arm_title(results: dict[str, Any], arm: str) -> str:
     """Heading of an arm, for instance `Herd of MAMLs`."""
-    herd = "String of PEARLs" if results["config"].get("algorithm") == "pearl" else "Herd of MAMLs"
-    return {"oracle": "Oracle", "single": "Single", "herd": herd}.get(arm, arm.replace("_", " ").replace("-", " ").capitalize())
+    titles = {"oracle": "Oracle", "single": "Single", "herd": algorithm_of(results).herd_title}
+    return titles.get(arm, arm.replace("_", " ").replace("-", " ").capitalize())
 
 
 def seeds(results: dict[str, Any]) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from tamherd_jax.reporting import paper
-from tamherd_jax.reporting.run_files import arm_title, arms, left_out
+from tamherd_jax.reporting.run_files import algorithm_of, arm_title, arms, left_out
 from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, summarize
 
 
@@ -39,7 +39,7 @@ def paper_value(results: dict[str, Any], arm: str, body: str | None) -> float | 
     """The paper's number for an arm on a body, or its mean over the bodies it has; None where it has none."""
     if results["task_set"]["name"] != "ML2":
         return None
-    table = paper.PAPER.get(results["config"].get("algorithm", "maml"), {})
+    table = paper.PAPER.get(algorithm_of(results).name, {})
     if body is not None:
         return table.get(body, {}).get(arm)
     values = [table[b][arm] for b in results["task_set"]["bodies"] if arm in table.get(b, {})]
