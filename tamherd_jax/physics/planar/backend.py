@@ -1,6 +1,7 @@
 """The planar dynamics as a physics backend: one flat kernel call, whatever `vmap`s it stands under."""
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,13 +9,19 @@ import jax
 import jax.numpy as jnp
 from jax import custom_batching
 
+from tamherd_jax import simd
 from tamherd_jax.physics.base import PhysicsState
 from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
 from tamherd_jax.physics.planar.constants import PlanarTree, read_tree, stack_trees
 from tamherd_jax.physics.planar.dynamics import SolverOptions
 from tamherd_jax.physics.planar.kernel import Batch, chunked_step, is_literal, pallas_step, xla_step
+from tamherd_jax.physics.planar.literal import LiteralTable
+from tamherd_jax.physics.planar.native import native_step, report_fallback
 
-FORMS = ("auto", "xla", "pallas", "pallas-interpret")
+FORMS = ("auto", "native", "xla", "pallas", "pallas-interpret")
+
+FORM_VARIABLE = "TAMHERD_PLANAR_FORM"
+"""Environment variable that names the form which `"auto"` takes."""
 
 
 @functools.cache
@@ -40,17 +47,18 @@ def planar_step(
       state: positions, velocities and solver guesses, each `[B, dofs]` (m, rad, s); float32 or float64.
       control: `[B, motors]`, clipped to each motor's range.
       options: of the solver; Euler by default.
-      form: `"xla"`, `"pallas"` (NVIDIA GPUs), `"pallas-interpret"` (slow, for tests) or `"auto"`: the kernel where the program
-        runs on an NVIDIA GPU, XLA elsewhere.
+      form: `"native"` (vector instructions of a CPU, float32), `"xla"`, `"pallas"` (NVIDIA GPUs), `"pallas-interpret"` (slow, for
+        tests) or `"auto"`: the kernel where the program runs on an NVIDIA GPU, native where JAX has CPUs only, XLA elsewhere. The
+        environment variable `TAMHERD_PLANAR_FORM` replaces `"auto"`.
 
     Returns:
       The next positions, velocities and guesses. A lane with a non-finite number, before or after, is all NaN.
 
     Raises:
       ValueError: for an unknown form, shapes that do not fit the table, or a tree that the kernel cannot do.
+      SimdUnavailableError: if the native form is asked for by name where there is none.
     """
-    if form not in FORMS:
-        raise ValueError(f"unknown form {form!r}; the forms are {', '.join(FORMS)}")
+    form = _known_form(form)
     lanes = body.shape[0] if body.ndim == 1 else None
     found = tuple(x.shape for x in (*state, control))
     wanted = ((lanes, table.dofs),) * 3 + ((lanes, table.motors),)
@@ -58,27 +66,12 @@ def planar_step(
         raise ValueError(f"state and control have shapes {found}; this table needs {wanted}")
     arguments = body.astype(jnp.int32), tuple(state), control
     if is_literal(table):
-        return _batchable(options or SolverOptions(), form, _Literal(table))(None, *arguments)
+        return _batchable(options or SolverOptions(), form, LiteralTable(table))(None, *arguments)
     return _batchable(options or SolverOptions(), form, None)(table, *arguments)
 
 
-class _Literal:
-    """A numpy table as a key of a cache: equal where its numbers are."""
-
-    def __init__(self, table: PlanarTree):
-        leaves, treedef = jax.tree.flatten(table)
-        self.table = table
-        self.key = (treedef, *((leaf.shape, leaf.tobytes()) for leaf in leaves))
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Literal) and self.key == other.key
-
-
 @functools.lru_cache(maxsize=64)
-def _batchable(options: SolverOptions, form: str, literal: _Literal | None):
+def _batchable(options: SolverOptions, form: str, literal: LiteralTable | None):
     """The flat step with a batching rule that folds a new axis into the lanes; a literal table is not an argument."""
 
     @custom_batching.custom_vmap
@@ -109,8 +102,31 @@ def _merge_tables(table: PlanarTree, batched: PlanarTree, size: int) -> tuple[Pl
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), full), full.timestep.shape[1]
 
 
+def _known_form(form: str) -> str:
+    """Return the form that is meant, `"auto"` replaced by the environment variable's."""
+    named = os.environ.get(FORM_VARIABLE) or form if form == "auto" else form
+    if named not in FORMS:
+        origin = "" if named == form else f" in {FORM_VARIABLE}"
+        raise ValueError(f"unknown form {named!r}{origin}; the forms are {', '.join(FORMS)}")
+    return named
+
+
+def _form_on_cpu(dtype: jnp.dtype) -> str:
+    """Return what `"auto"` means where JAX has CPUs only; says once why it is not the native form."""
+    if dtype != jnp.float32:
+        return "xla"
+    reason = simd.availability()
+    if reason:
+        report_fallback(reason)
+    return "xla" if reason else "native"
+
+
 def _run(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions, form: str) -> Batch:
     """The chosen form on a flat batch."""
+    if form == "auto" and jax.default_backend() == "cpu":
+        form = _form_on_cpu(state[0].dtype)
+    if form == "native":
+        return native_step(table, body, state, control, options)
     kernel, chunked, plain = (functools.partial(step, table, options=options) for step in (pallas_step, chunked_step, xla_step))
     if form == "auto" and not table.chains & (table.chains - 1):
         return jax.lax.platform_dependent(body, state, control, cuda=kernel, cpu=chunked, default=plain)
@@ -135,9 +151,7 @@ class PlanarPhysics:
         Raises:
           ValueError: for an unknown form.
         """
-        if form not in FORMS:
-            raise ValueError(f"unknown form {form!r}; the forms are {', '.join(FORMS)}")
-        self.form = form
+        self.form = _known_form(form)
         self.options = options or SolverOptions()
         self.table = body_table() if table is None else table
 

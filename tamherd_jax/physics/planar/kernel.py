@@ -48,15 +48,21 @@ def xla_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Arra
     Returns:
       The next state, in the dtype of the positions.
     """
-    chains, levels = table.chains, table.levels
     dtype = state[0].dtype
     if is_literal(table):
         lanes = select_literals(table, jnp.clip(body, 0, table.rows - 1), dtype)
     else:
         lanes = select_rows(table, body, dtype)
+    return step_environments(lambda: lanes, table.chains, table.levels, state, control, options)
+
+
+def step_environments(
+    constants: Callable[[], PlanarTree], chains: int, levels: int, state: Batch, control: jax.Array, options: SolverOptions
+) -> Batch:
+    """`environment_step` of a batch in rows, `[B, dofs]` and `[B, motors]`, of trees with so many chains of so many links."""
     split = functools.partial(_split, chains=chains, levels=levels)
     start = State(*(split(x.T) for x in state))
-    end = environment_step(lambda: lanes, start, split(control.T, root=0), options)
+    end = environment_step(constants, start, split(control.T, root=0), options)
     return tuple(_join(x) for x in end)
 
 
