@@ -170,7 +170,7 @@ def test_rows_equal_the_curves_and_the_ledger_what_was_recorded(quick_run):
     ledger = results["ledger"]
     assert ledger["budget"] == {"probe": 120_000, "embedding": 10_000, "oracle": 40_000, "single": 200_000, "herd": 170_000}
     assert 0 < ledger["taken"]["herd"][0] < ledger["budget"]["herd"]  # walkers fall
-    assert results["physics"] == "mujoco"
+    assert results["physics"] == "planar"
     assert "time" not in json.dumps(results)
 
 

@@ -1,6 +1,7 @@
 """The planar physics against MuJoCo C: every kind of state, both forms, both integrators, and what keeps lanes apart."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from tamherd_jax import simd
 from tamherd_jax.physics import parity
 from tamherd_jax.physics.base import PhysicsState, init_state
 from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
@@ -43,6 +45,13 @@ def interpreted_step():
 
 
 @pytest.fixture(scope="module")
+def steps(float32_step, interpreted_step):
+    """Form -> its step, in float32."""
+    native = [("native", _stepper(SolverOptions(), "native"))] if simd.availability() is None else []
+    return dict([("xla", float32_step), ("pallas-interpret", interpreted_step), *native])
+
+
+@pytest.fixture(scope="module")
 def exact_step():
     return _stepper(EXACT)
 
@@ -61,6 +70,12 @@ def suite():
         states = parity.States(*(np.concatenate(parts) for parts in zip(*kinds.values(), strict=True)))
         out[body] = states, np.repeat(list(kinds), [len(kind.q) for kind in kinds.values()])
     return out
+
+
+def _form(steps, form):
+    if form not in steps:
+        pytest.skip(str(simd.availability()))
+    return steps[form]
 
 
 def _step(stepper, body, states, dtype):
@@ -93,16 +108,26 @@ class TestParity:
         assert error.max() <= 1e-9, kinds[error.argmax()]
         np.testing.assert_allclose(q, wanted_q, atol=1e-9)
 
+    @pytest.mark.parametrize("form", ["xla", "native"])
     @pytest.mark.parametrize("body", BODIES)
-    def test_float32_with_the_default_options(self, float32_step, suite, body):
+    def test_float32_with_the_default_options(self, steps, suite, body, form):
         states, kinds = suite[body]
-        _, qd = _step(float32_step, body, states, jnp.float32)
+        _, qd = _step(_form(steps, form), body, states, jnp.float32)
         error = parity.velocity_error(qd, parity.reference(body, states)[1])
         assert np.quantile(error, 0.99) <= 1e-5, {kind: error[kinds == kind].max() for kind in np.unique(kinds)}
         assert np.median(error) <= 1e-6
         settled = parity.well_posed(body, states)
         assert settled.mean() > 0.98
         assert error[settled].max() <= 1e-3
+
+    @pytest.mark.parametrize("body", BODIES)
+    def test_native_runge_kutta(self, steps, suite, body):
+        _form(steps, "native")
+        states, _ = suite[body]
+        _, qd = _step(_stepper(SolverOptions(integrator="rk4"), "native"), body, states, jnp.float32)
+        error = parity.velocity_error(qd, parity.reference(body, states, "rk4")[1])
+        assert np.quantile(error, 0.99) <= 2e-5
+        assert np.median(error) <= 1e-6
 
     @pytest.mark.parametrize("body", BODIES)
     def test_runge_kutta(self, runge_kutta_step, suite, body):
@@ -146,6 +171,26 @@ class TestParity:
 
 
 class TestForms:
+    @pytest.mark.parametrize("quadratic", [True, False])
+    @pytest.mark.parametrize("literal", [True, False])
+    def test_native_tables_as_code_and_as_data(self, float32_step, steps, suite, literal, quadratic):
+        """Both ways to pass the table, and impedances whose power is computed, give the XLA form's numbers."""
+        _form(steps, "native")
+        everything, everywhere, commands = _mixed(suite)
+        table = replace(body_table() if literal else jax.tree.map(jnp.asarray, body_table()), quadratic=quadratic)
+        found = _stepper(SolverOptions(), "native", table)(everything, everywhere, commands)
+        wanted = float32_step(everything, everywhere, commands)
+        for x, y in zip(found[:2], wanted[:2], strict=True):
+            assert np.quantile(np.abs(x - y), 0.999) <= 1e-4
+            np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-2)
+
+    def test_native_of_a_tree_of_another_shape(self, suite):
+        """One chain, as Hopper has, in float32."""
+        if simd.availability() is not None:
+            pytest.skip(str(simd.availability()))
+        model = mujoco.MjModel.from_xml_string(_hopper_xml())
+        _check_hopper(model, "native", jnp.float32, 2e-3)
+
     def test_interpreted_kernel_is_the_xla_form(self, float32_step, interpreted_step, suite):
         everything, everywhere, commands = _mixed(suite)
         some = slice(None, None, STATES // 40)
@@ -194,7 +239,7 @@ def _body_xml(body):
     return spec.to_xml() if spec.compile() else ""
 
 
-def _check_hopper(model):
+def _check_hopper(model, form="xla", dtype=jnp.float64, tolerance=1e-9):
     """A hopper's random states, upright and fallen, against MuJoCo C."""
     rng = np.random.default_rng(0)
     count = 200
@@ -203,10 +248,11 @@ def _check_hopper(model):
     q[:, 3:] = rng.uniform(*model.jnt_range[3:].T, (count, 3)) * 1.02
     states = parity.States(q, rng.standard_normal((count, 6)), rng.uniform(-1.5, 1.5, (count, 3)))
     wanted = parity.simulate(parity.converged(model), states, 4)[:, -1]
-    step = _stepper(EXACT, table=read_tree(model, 4))
-    found = step(jnp.zeros(count, jnp.int32), (jnp.asarray(q), jnp.asarray(states.qd), jnp.zeros((count, 6))), states.control)
-    assert parity.velocity_error(found[1], wanted[:, 6:]).max() <= 1e-9
-    np.testing.assert_allclose(found[0], wanted[:, :6], atol=1e-9)
+    step = _stepper(EXACT, form, read_tree(model, 4))
+    start = tuple(jnp.asarray(x, dtype) for x in (q, states.qd, np.zeros((count, 6))))
+    found = step(jnp.zeros(count, jnp.int32), start, jnp.asarray(states.control, dtype))
+    assert parity.velocity_error(np.asarray(found[1], np.float64), wanted[:, 6:]).max() <= tolerance
+    np.testing.assert_allclose(found[0], wanted[:, :6], atol=tolerance)
 
 
 class TestData:
@@ -259,26 +305,28 @@ class TestBatching:
         np.testing.assert_allclose(found[1][:STATES], wanted[1], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(found[1][STATES:], wanted[1][::-1], rtol=1e-4, atol=1e-4)
 
-    def test_a_lane_does_not_see_its_neighbours(self, float32_step, suite):
+    @pytest.mark.parametrize("form", ["xla", "native"])
+    def test_a_lane_does_not_see_its_neighbours(self, steps, suite, form):
         lanes, state, control = _mixed(suite)
-        wanted = float32_step(lanes, state, control)
+        wanted = _form(steps, form)(lanes, state, control)
         order = np.random.default_rng(0).permutation(STATES)
-        again = float32_step(lanes[order], tuple(x[order] for x in state), control[order])
+        again = steps[form](lanes[order], tuple(x[order] for x in state), control[order])
         np.testing.assert_array_equal(again[1], wanted[1][order])
 
-    @pytest.mark.parametrize("form", ["xla", "pallas-interpret"])
-    def test_a_lane_that_is_not_finite_stays_in_its_lane(self, float32_step, interpreted_step, suite, form):
+    @pytest.mark.parametrize("form", ["xla", "native", "pallas-interpret"])
+    def test_a_lane_that_is_not_finite_stays_in_its_lane(self, steps, suite, form):
         lanes, state, control = _mixed(suite)
-        wanted = [np.asarray(x) for x in float32_step(lanes, state, control)]
+        whole = steps["xla" if form == "pallas-interpret" else form] if form in steps else _form(steps, form)
+        wanted = [np.asarray(x) for x in whole(lanes, state, control)]
         (q, qd, guess), control = [np.array(x) for x in state], np.array(control)
         q[1, 4], qd[2, 0], control[5, 3], guess[7, 8], qd[11, 5] = np.nan, np.inf, np.nan, -np.inf, 3e37
-        step, some = (float32_step, slice(None)) if form == "xla" else (interpreted_step, slice(40))
-        found = step(lanes[some], (q[some], qd[some], guess[some]), control[some])
+        some, tolerance = (slice(40), 1e-4) if form == "pallas-interpret" else (slice(None), 0)
+        found = steps[form](lanes[some], (q[some], qd[some], guess[some]), control[some])
         sick = np.isin(np.arange(STATES), [1, 2, 5, 7, 11])[some]
         for x, y in zip(found, wanted, strict=True):
             x, y = np.asarray(x), y[some]
             assert np.isnan(x[sick]).all()
-            np.testing.assert_allclose(x[~sick], y[~sick], rtol=0 if form == "xla" else 1e-4, atol=0 if form == "xla" else 1e-4)
+            np.testing.assert_allclose(x[~sick], y[~sick], rtol=tolerance, atol=tolerance)
 
 
 class TestFreeFlight:

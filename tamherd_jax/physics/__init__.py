@@ -4,8 +4,6 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from tamherd_jax.physics.base import Physics, PhysicsState, init_state
 from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, TIMESTEP, load_model, perturbed_models
 
@@ -31,7 +29,7 @@ BACKENDS = {
 
 
 def get_physics(name: str = "auto", models: Sequence[Any] | None = None, frames: Sequence[int] = FRAME_SKIP) -> Physics:
-    """Physics backend by name; `"auto"` is MuJoCo C on a CPU and the planar kernel on an accelerator.
+    """Physics backend by name; `"auto"` is the planar dynamics, compiled for what JAX runs on.
 
     Args:
       name: of `BACKENDS`, or `"auto"`.
@@ -42,7 +40,7 @@ def get_physics(name: str = "auto", models: Sequence[Any] | None = None, frames:
       ValueError: if there is no such backend, or it takes no other bodies or time steps.
     """
     if name == "auto":
-        name = "mujoco" if jax.default_backend() == "cpu" else "planar"
+        name = "planar"
     if name not in BACKENDS:
         raise ValueError(f"unknown physics backend {name!r}; choose from auto, {', '.join(BACKENDS)}")
     module, cls = BACKENDS[name].split(":")

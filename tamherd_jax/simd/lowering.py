@@ -315,7 +315,7 @@ def _gather(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> V
     width = int(np.prod(memory.shape[1:]))
     found = np.empty((*places.shape, *memory.shape[1:]), object)
     for place in np.ndindex(places.shape):
-        found[place] = _row(low, memory, places[place], width)
+        found[(*place, ...)] = _row(low, memory, places[place], width)
     batch = [axis for axis in range(len(aval.shape)) if axis not in numbers.offset_dims]
     return found.transpose(np.argsort([*batch, *numbers.offset_dims]))
 
@@ -465,5 +465,3 @@ def _loop(
         for phi, first, next_ in zip(phi_values.flat, firsts.flat, nexts.flat, strict=True)
     ]
     return carry
-
-

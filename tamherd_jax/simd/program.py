@@ -17,7 +17,7 @@ import jax.extend
 import numpy as np
 
 from tamherd_jax.simd.ir import BOOL, INT, Builder, Vector
-from tamherd_jax.simd.lowering import Lowering, Memory, Values, constants, supported_dtype
+from tamherd_jax.simd.lowering import Lowering, Memory, Values, supported_dtype
 
 FFI_VERSIONS = ((0, 1), (0, 2), (0, 3))
 """Versions of XLA's FFI whose structures are those of `_FFI_TYPES`."""
