@@ -1,4 +1,4 @@
-"""Vector code of elementwise functions against JAX: operation by operation, loops, batching, widths, and where there is none."""
+"""Vector code of elementwise functions against JAX: operations, loops, batching, widths, and hosts that have none."""
 
 import os
 import subprocess

@@ -36,12 +36,13 @@ def _probe(x: jax.Array) -> jax.Array:
 def batched_call(
     function: ElementFunction, *arguments: jax.Array, shared: Sequence[jax.Array] = (), width: int | None = None
 ) -> Any:
-    """Apply a function of one batch element to a batch, as vector instructions: `out[i] = function(*shared, *(x[i] for x in arguments))`.
+    """Apply a function of one batch element to a batch, as vector instructions.
 
-    Under `vmap` the new axis joins the batch, unless there are `shared` arrays, which have no batching rule.
+    Result i is `function(*shared, *(x[i] for x in arguments))`. Under `vmap` the new axis joins the batch, unless there are
+    `shared` arrays, which have no batching rule.
 
     Args:
-      function: takes the arrays of one batch element and returns an array or a tuple of arrays. A function is compiled once for each
+      function: takes the arrays of one batch element and returns an array or a tuple of arrays. It is compiled once for each
         combination of shapes, and known by its identity: do not make it anew for each call.
       arguments: `[B, ...]`, float32 or int32, at least one.
       shared: arrays that every batch element reads, by whole rows `array[index]`, with an index clipped into the array.

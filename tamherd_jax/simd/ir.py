@@ -1,8 +1,8 @@
 """Vector instructions as LLVM IR text: a builder whose values are vectors with one number per batch element.
 
-Operations on constants are evaluated at once (in the precision of their type) and emit nothing; every other operation appends one
-line of IR and returns a `Vector`. Multiplications and additions may contract to fused multiply-adds where the processor has them;
-nothing else is relaxed: infinities, NaN and the sign of zero behave as in JAX.
+Operations on constants are evaluated at once, in the precision of their type, and emit nothing; every other operation appends
+one line of IR and returns a `Vector`. Multiplications and additions may contract to fused multiply-adds where the processor has
+them; nothing else is relaxed: infinities, NaN and the sign of zero behave as in JAX.
 """
 
 import struct
@@ -183,7 +183,7 @@ class Builder:
     def fma(self, x: Value, y: Value, z: Value) -> Value:
         """Return `x * y + z`, rounded once where the processor can."""
         if not any(isinstance(v, Vector) for v in (x, y, z)):
-            return np.float32(np.float64(x) * np.float64(y) + np.float64(z))
+            return np.float32(float(x) * float(y) + float(z))  # type: ignore[arg-type]
         return self.call("fmuladd", x, y, z)
 
     def convert(self, value: Value, dtype: np.dtype) -> Value:
@@ -206,8 +206,10 @@ class Builder:
             return value.view(dtype)
         return self.emit(f"bitcast {self.typed(value)} to {self.type(dtype)}", dtype)
 
-    def shift(self, name: str, value: Vector, places: int) -> Vector:
-        """Return an int32 shifted by a constant number of places; `name` is `shl`, `lshr` or `ashr`."""
+    def shift(self, name: str, value: Value, places: int) -> Value:
+        """Return an int32 shifted by a constant number of places: `shl` to the left, `ashr` to the right with its sign."""
+        if not isinstance(value, Vector):
+            return np.left_shift(value, np.int32(places)) if name == "shl" else np.right_shift(value, np.int32(places))
         return self.emit(f"{name} {self.typed(value)}, splat (i32 {places})", INT)
 
     def any(self, which: Vector) -> str:

@@ -1,9 +1,9 @@
 """From a traced JAX function of one batch element to a vector program.
 
-Every number of every array of the function becomes one vector, with a number per batch element, so shapes exist only here: moving,
-reshaping and broadcasting cost nothing, and a matrix product is its multiplications and additions. A `while_loop` runs until the
-last batch element of its vector has finished; the others keep their values meanwhile, as under `vmap`. `RULES` maps a primitive to
-what it emits: a further primitive is one more entry.
+Every number of every array of the function becomes one vector, with a number per batch element, so shapes exist only here:
+moving, reshaping and broadcasting cost nothing, and a matrix product is its multiplications and additions. A `while_loop` runs
+until the last batch element of its vector has finished; the others keep their values meanwhile, as under `vmap`. `RULES` maps a
+primitive to what it emits: a further primitive is one more entry.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from jax.extend import core
 
@@ -45,7 +44,7 @@ class Memory:
 
 Operand = Values | Memory
 Params = dict[str, Any]
-Rule = Callable[["Lowering", Params, Sequence[Any], jax.core.ShapedArray], Any]
+Rule = Callable[["Lowering", Params, Sequence[Any], Any], Any]
 
 RULES: dict[str, Rule] = {}
 """Primitive -> `rule(lowering, parameters, operands, result's shape and dtype)`, which returns `Values` or a list of them."""
@@ -101,7 +100,9 @@ class Lowering:
         values.update(zip(jaxpr.invars, arguments, strict=True))
 
         def read(atom: Any) -> Any:
-            return constants(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, core.Literal) else values[atom]
+            if isinstance(atom, core.Literal):
+                return constants(np.asarray(atom.val, atom.aval.dtype))  # type: ignore[attr-defined]
+            return values[atom]
 
         for equation in jaxpr.eqns:
             if len(self.builder.lines) > MOST_INSTRUCTIONS:
@@ -109,7 +110,8 @@ class Lowering:
             name = equation.primitive.name
             if name not in RULES:
                 raise NotImplementedError(f"vector code does not support the JAX primitive {name!r}")
-            result = RULES[name](self, equation.params, [read(x) for x in equation.invars], equation.outvars[0].aval)
+            aval = equation.outvars[0].aval
+            result = RULES[name](self, equation.params, [read(x) for x in equation.invars], aval)
             results = result if isinstance(result, list) else [result]
             values.update(zip(equation.outvars, results, strict=True))
         return [read(x) for x in jaxpr.outvars]
@@ -129,7 +131,7 @@ def _operation(name: str) -> Rule:
     return rule
 
 
-_SAME_NAME = ("add", "sub", "mul", "div", "min", "max", "neg", "abs", "sqrt", "floor", "ceil")
+_SAME_NAME: tuple[str, ...] = ("add", "sub", "mul", "div", "min", "max", "neg", "abs", "sqrt", "floor", "ceil")
 _SAME_NAME += ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not")
 RULES.update({name: _operation(name) for name in _SAME_NAME})
 RULES["add_any"] = RULES["add"]
@@ -306,16 +308,16 @@ def _copy(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> list
 @_rule("gather")
 def _gather(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> Values:
     """Read one row of an array per index: of an array that all batch elements share, or of one that is known here."""
-    memory, indices = x
+    memory, indices = x[0], _values(x[1])
     numbers = params["dimension_numbers"]
     rows = tuple(params["slice_sizes"]) == (1, *memory.shape[1:]) and tuple(numbers.start_index_map) == (0,)
     if not rows or tuple(numbers.collapsed_slice_dims) != (0,) or numbers.operand_batching_dims:
         raise NotImplementedError("vector code reads whole rows along the first axis only: array[index]")
-    places = indices.reshape(indices.shape[:-1])
+    places = indices[..., 0]
     width = int(np.prod(memory.shape[1:]))
     found = np.empty((*places.shape, *memory.shape[1:]), object)
     for place in np.ndindex(places.shape):
-        found[(*place, ...)] = _row(low, memory, places[place], width)
+        found[(*place, ...)] = _row(low, memory, places.item(*place), width)
     batch = [axis for axis in range(len(aval.shape)) if axis not in numbers.offset_dims]
     return found.transpose(np.argsort([*batch, *numbers.offset_dims]))
 
@@ -374,8 +376,8 @@ def _dot_general(low: Lowering, params: Params, x: Sequence[Values], aval: Any) 
 
 
 @_rule("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "core_call")
-def _call(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> list[Values]:
-    inner = params.get("jaxpr", params.get("call_jaxpr"))
+def _call(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> list[Operand]:
+    inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
     return low.run_closed(inner, x) if isinstance(inner, core.ClosedJaxpr) else low.run(inner, [], x)
 
 
@@ -384,7 +386,7 @@ def _cond(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> lis
     """Emit every branch and select, as under `vmap`."""
     index, *operands = x
     results = [low.run_closed(branch, operands) for branch in params["branches"]]
-    which = _elementwise(lambda v: low.builder.convert(v, INT), index)
+    which = _elementwise(lambda v: low.builder.convert(v, INT), _values(index))
     return [_select_n(low, {}, [which, *map(_values, cases)], aval) for cases in zip(*results, strict=True)]
 
 
@@ -394,7 +396,7 @@ def _while(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> li
     b, cond_consts, body_consts = low.builder, x[:first], x[first:second]
 
     def unfinished(carry: list[Values]) -> Value:
-        return low.run_closed(params["cond_jaxpr"], [*cond_consts, *carry])[0][()]
+        return low.run_closed(params["cond_jaxpr"], [*cond_consts, *carry])[0].item()
 
     def body(carry: list[Values], going: Value) -> list[Values]:
         after = low.run_closed(params["body_jaxpr"], [*body_consts, *carry])
@@ -430,7 +432,7 @@ def _counted_loop(low: Lowering, params: Params, consts: Sequence[Operand], carr
     length = np.int32(params["length"])
 
     def unfinished(state: list[Values]) -> Value:
-        return low.builder.op("lt", state[0][()], length)
+        return low.builder.op("lt", state[0].item(), length)
 
     def body(state: list[Values], going: Value) -> list[Values]:
         count = _elementwise(lambda v: low.builder.op("add", v, np.int32(1)), state[0])

@@ -37,7 +37,8 @@ def host() -> Host:
     """Return the host's processor.
 
     Raises:
-      SimdUnavailableError: if llvmlite cannot be loaded, does not know the processor, or jaxlib's FFI is another than the known ones.
+      SimdUnavailableError: if llvmlite cannot be loaded, does not know the processor, or jaxlib's FFI is another than the known
+      ones.
     """
     binding = _llvm()
     if ffi_version() not in FFI_VERSIONS:

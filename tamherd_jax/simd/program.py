@@ -1,8 +1,8 @@
-"""LLVM module of a vector program: the function over one vector, and the XLA FFI handler that shares a batch over XLA's threads.
+"""LLVM module of a vector program: the function over one vector, and the FFI handler that shares a batch over XLA's threads.
 
 The handler reads the call frame of XLA's FFI (`xla/ffi/api/c_api.h`), takes the batch size from the first operand with a batch
-axis, and hands out one vector of batch elements at a time through an atomic counter. It runs on the calling thread and on as many
-threads of XLA's own pool as there is work for. A job outlives its call until the last thread that was asked has looked at it.
+axis, and hands out one vector of batch elements at a time through an atomic counter. It runs on the calling thread and on as
+many threads of XLA's own pool as there is work for. A job outlives its call until the last thread that was asked has seen it.
 """
 
 import functools
@@ -17,7 +17,7 @@ import jax.extend
 import numpy as np
 
 from tamherd_jax.simd.ir import BOOL, INT, Builder, Vector
-from tamherd_jax.simd.lowering import Lowering, Memory, Values, supported_dtype
+from tamherd_jax.simd.lowering import Lowering, Memory, Operand, Values, supported_dtype
 
 FFI_VERSIONS = ((0, 1), (0, 2), (0, 3))
 """Versions of XLA's FFI whose structures are those of `_FFI_TYPES`."""
@@ -58,7 +58,7 @@ def llvm_module(closed: jax.extend.core.ClosedJaxpr, signature: Signature, width
     """
     builder = Builder(width)
     index = Vector("%index", INT)
-    operands = [_shared(i, spec) for i, spec in enumerate(signature.shared)]
+    operands: list[Operand] = [_shared(i, spec) for i, spec in enumerate(signature.shared)]
     for number, spec in enumerate(signature.arguments, start=len(operands)):
         operands.append(_load(builder, number, index, spec))
     results = Lowering(builder).run_closed(closed, operands)
@@ -447,7 +447,7 @@ def ffi_version() -> tuple[int, int] | None:
     """Return the version of XLA's FFI that the installed jaxlib speaks, read from its header; None if there is none."""
     try:
         header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text(encoding="utf-8")
-        numbers = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR")]
-        return tuple(int(found[1]) for found in numbers)
-    except (OSError, TypeError):
+    except OSError:
         return None
+    found = re.search(r"#define XLA_FFI_API_MAJOR (\d+).*#define XLA_FFI_API_MINOR (\d+)", header, re.DOTALL)
+    return (int(found[1]), int(found[2])) if found else None

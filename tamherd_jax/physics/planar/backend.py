@@ -47,9 +47,9 @@ def planar_step(
       state: positions, velocities and solver guesses, each `[B, dofs]` (m, rad, s); float32 or float64.
       control: `[B, motors]`, clipped to each motor's range.
       options: of the solver; Euler by default.
-      form: `"native"` (vector instructions of a CPU, float32), `"xla"`, `"pallas"` (NVIDIA GPUs), `"pallas-interpret"` (slow, for
-        tests) or `"auto"`: the kernel where the program runs on an NVIDIA GPU, native where JAX has CPUs only, XLA elsewhere. The
-        environment variable `TAMHERD_PLANAR_FORM` replaces `"auto"`.
+      form: `"native"` (vector instructions of a CPU, float32), `"xla"`, `"pallas"` (NVIDIA GPUs), `"pallas-interpret"` (slow,
+        for tests) or `"auto"`: the kernel where the program runs on an NVIDIA GPU, native where JAX has CPUs only, XLA
+        elsewhere. The environment variable `TAMHERD_PLANAR_FORM` replaces `"auto"`.
 
     Returns:
       The next positions, velocities and guesses. A lane with a non-finite number, before or after, is all NaN.

@@ -1,4 +1,4 @@
-"""The planar dynamics as vector instructions of a CPU: `environment_step` of one environment, compiled by `tamherd_jax.simd`."""
+"""The planar dynamics as vector instructions of a CPU: the step of one environment, compiled by `tamherd_jax.simd`."""
 
 import functools
 import logging
@@ -17,7 +17,8 @@ from tamherd_jax.physics.planar.kernel import Batch, is_literal, step_environmen
 from tamherd_jax.physics.planar.literal import LiteralTable
 
 ElementStep = Callable[..., Batch]
-"""One environment's step: `(body [], q [dofs], qd [dofs], guess [dofs], control [motors])`, a table before them where it is data."""
+"""One environment's step: `(body [], q [dofs], qd [dofs], guess [dofs], control [motors])`, before them a table that is
+data."""
 
 
 def native_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
