@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from tamherd_jax import simd
-from tamherd_jax.physics.planar import PlanarPhysics
+from tamherd_jax.physics.planar import PlanarPhysics, SolverOptions
 
 pytestmark = pytest.mark.skipif(simd.availability() is not None, reason=str(simd.availability()))
 
@@ -266,7 +266,7 @@ def _python(code, **environment):
 
 _STEP = """
 import jax, jax.numpy as jnp
-from tamherd_jax.physics.planar import PlanarPhysics
+from tamherd_jax.physics.planar import PlanarPhysics, SolverOptions
 from tamherd_jax.physics.base import init_state
 step = jax.vmap(PlanarPhysics().step)
 start = jax.vmap(init_state)(jnp.zeros((64, 9)), jnp.zeros((64, 9)))
@@ -336,7 +336,7 @@ def test_the_native_form_by_name_is_refused_where_there_is_none(monkeypatch):
         raise simd.SimdUnavailableError("no such thing here")
 
     monkeypatch.setattr(machine, "host", nothing)
-    physics = PlanarPhysics("native")
+    physics = PlanarPhysics("native", SolverOptions(iterations=7))  # not compiled before
     with pytest.raises(simd.SimdUnavailableError, match="no such thing"):
         physics.step(jnp.int32(0), jax.tree.map(lambda x: x[0], _resting()), jnp.full(6, 0.125))
 
