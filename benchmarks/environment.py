@@ -30,8 +30,8 @@ def episodes(physics: str, per_task: int, length: int) -> Program:
 def cases(mode: Mode) -> list[Case]:
     """By backend and number of episodes at once."""
     per_task = {
-        "mujoco": mode.pick((1,), (50,), (8, 64, 512), (256,)),
-        "planar": mode.pick((1,), (), (64, 512), (64, 512, 4096, 16384)),
+        "planar": mode.pick((1,), (50,), (8, 50, 512, 2048), (64, 512, 4096, 16384)),
+        "mujoco": mode.pick((1,), (50,), (8, 50, 512), (256,)),
     }
     length = mode.pick(3, 20, 50, 100)
 

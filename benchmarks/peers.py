@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases import Call, Case, Mode, Program
+from benchmarks.cases import Call, Case, Mode, Program, Quoted
 from benchmarks.machine import usable_cores
+from benchmarks.physics import mujoco_rollout
+from benchmarks.quoted import RLLIB
 from tamherd_jax.physics import parity
 from tamherd_jax.physics.bodies import CHEETAH, FRAME_SKIP, NU, load_model
 
@@ -67,26 +69,6 @@ def mjx(lanes: int, length: int) -> Program:
     return scanned(jax.vmap(one), start, lanes, length)
 
 
-def mujoco_rollout(lanes: int, length: int) -> Call:
-    """MuJoCo's own batch of open-loop rollouts, a thread a core: no observation, no reward, states kept."""
-    import mujoco
-    from mujoco import rollout
-
-    model, threads = load_model("cheetah"), usable_cores()
-    pool, data = rollout.Rollout(nthread=threads), [mujoco.MjData(model) for _ in range(threads)]
-    frames = length * FRAME_SKIP[CHEETAH]
-    actions = np.clip(np.random.default_rng(0).normal(size=(lanes, length, NU)), -1, 1)
-    control = np.repeat(actions, FRAME_SKIP[CHEETAH], axis=1)
-    state = np.zeros((lanes, 1 + model.nq + model.nv))
-    out = np.empty((lanes, frames, state.shape[1]))
-    sensors = np.empty((lanes, frames, 0))
-
-    def run() -> None:
-        pool.rollout([model] * lanes, data, state, control, nstep=frames, state=out, sensordata=sensors, skip_checks=True)
-
-    return Call(run, close=pool.close)
-
-
 def half_cheetah() -> Any:
     """Gymnasium's environment, without MuJoCo's remark on its model file."""
     import gymnasium
@@ -112,20 +94,43 @@ def gymnasium(parallel: bool, environments: int, length: int) -> Call:
     return Call(run, close=vector.close)
 
 
-def cases(mode: Mode) -> list[Case]:
+def envpool(task: str, parallel: bool, environments: int, length: int) -> Call:
+    """EnvPool's own MuJoCo environments, a thread a core; asynchronous, it returns the first half of the batch that is
+    ready.""" import envpool as library
+
+    batch = max(environments // 2, 1) if parallel else environments
+    pool = library.make(task, "gymnasium", num_envs=environments, batch_size=batch, num_threads=usable_cores(), seed=0)
+    calls = length * environments // batch
+    actions = np.clip(np.random.default_rng(0).normal(size=(calls, batch, NU)), -1, 1)
+    pool.async_reset()
+
+    def run() -> None:
+        for action in actions:
+            identities = pool.recv()[-1]["env_id"]
+            pool.send(action, identities)
+
+    return Call(run, close=pool.close)
+
+
+def cases(mode: Mode) -> list[Case | Quoted]:
     """Ours first; the batch is the largest that each is used with here."""
     lanes, length = mode.pick(2, 1024, 1024, 8192), mode.pick(2, 10, 10, 100)
     few = mode.pick(2, 32, 32, 4096)
     envs, long = mode.pick(2, 8, 16), mode.pick(3, 100, 200)
-    found: list[Case] = []
+    found: list[Case | Quoted] = []
 
     def add(name: str, count: int, steps: int, make: Callable[..., Any], *arguments: Any) -> None:
         job = functools.partial(make, *arguments, count, steps)
         found.append(Case(f"{name}, {count:,} at once", job, "environment step", count * steps))
 
-    for physics in mode.pick((), ("mujoco",), ("mujoco", "planar"), ("planar",)):
+    for physics in mode.pick((), ("planar", "mujoco"), ("planar", "mujoco"), ("planar",)):
         add(f"tamherd_jax Cheetah, {physics}", lanes, length, ours, physics)
-    add("mujoco.rollout", lanes, length, mujoco_rollout)
+    add("mujoco.rollout", lanes, length, mujoco_rollout, (CHEETAH,))
+    if importlib.util.find_spec("envpool") is not None:
+        for task in mode.pick(("HalfCheetah-v4",), *2 * (("HalfCheetah-v4", "Walker2d-v4"),)):
+            for parallel in (False, True):
+                name = f"EnvPool {task}, {'asynchronous' if parallel else 'synchronous'}"
+                add(name, lanes, length, envpool, task, parallel)
     if importlib.util.find_spec("gymnasium") is not None:
         add("gymnasium SyncVectorEnv", envs, long, gymnasium, False)
         if mode.name != "smoke":
@@ -134,4 +139,4 @@ def cases(mode: Mode) -> list[Case]:
         add("MJX, 4 + 6 solver iterations", few, length, mjx)
         for backend in ("mjx", "generalized", "positional", "spring"):
             add(f"Brax {backend}", few, length, brax, backend)
-    return found
+    return [*found, RLLIB]

@@ -1,4 +1,4 @@
-"""Physics steps by backend and batch: random controls drawn inside the loop, cheetahs and walkers mixed."""
+"""Environment steps without policy, reward or reset, by backend and batch: random controls, cheetahs and walkers mixed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from benchmarks.cases import Case, Mode, Program
+from benchmarks.cases import Call, Case, Mode, Program
+from benchmarks.machine import usable_cores
 from tamherd_jax.physics import FRAME_SKIP, Physics, PhysicsState, get_physics, init_state
-from tamherd_jax.physics.bodies import BODIES, NQ, NU, NV
+from tamherd_jax.physics.bodies import BODIES, NQ, NU, NV, load_model
 from tamherd_jax.physics.planar import PlanarPhysics
-
-SUBSTEPS = sum(FRAME_SKIP) / len(FRAME_SKIP)
 
 
 def backend(name: str) -> Physics:
-    """A backend, or one of the planar physics' two forms."""
-    form = {"planar, XLA": "xla", "planar, Pallas": "pallas"}.get(name)
+    """A backend, or one of the forms of the planar physics."""
+    form = {"planar, native": "native", "planar, XLA": "xla", "planar, Pallas": "pallas"}.get(name)
     return get_physics(name) if form is None else PlanarPhysics(form)
 
 
@@ -38,19 +38,63 @@ def rollout(name: str, lanes: int, length: int) -> Program:
     return Program(run, (start, jax.random.key(0)))
 
 
+def mujoco_rollout(bodies: tuple[int, ...], environments: int, length: int) -> Call:
+    """MuJoCo's own batch of open-loop rollouts, a thread a core: no observation, no reward, states kept.
+
+    Bodies of one frame skip are a rollout of their own, one after another.
+    """
+    import mujoco
+    from mujoco import rollout
+
+    threads = usable_cores()
+    pool = rollout.Rollout(nthread=threads)
+    jobs = []
+    for body in bodies:
+        model, count = load_model(BODIES[body]), environments // len(bodies)
+        frames = length * FRAME_SKIP[body]
+        actions = np.clip(np.random.default_rng(body).normal(size=(count, length, NU)), -1, 1)
+        state = np.zeros((count, 1 + model.nq + model.nv))
+        out, sensors = np.empty((count, frames, state.shape[1])), np.empty((count, frames, 0))
+        data = [mujoco.MjData(model) for _ in range(threads)]
+        control = np.repeat(actions, FRAME_SKIP[body], axis=1)
+        jobs.append(
+            functools.partial(
+                pool.rollout,
+                [model] * count,
+                data,
+                state,
+                control,
+                nstep=frames,
+                state=out,
+                sensordata=sensors,
+                skip_checks=True,
+            )
+        )
+
+    def run() -> None:
+        for job in jobs:
+            job()
+
+    return Call(run, close=pool.close)
+
+
 def cases(mode: Mode) -> list[Case]:
     """Every backend at the batches that it is used with."""
-    lanes = {
-        "mujoco": mode.pick((2,), (256, 2048), (32, 256, 2048), (1024,)),
-        "planar, XLA": mode.pick((2,), (2048,), (256, 2048, 8192), (256, 2048, 8192, 32768)),
+    both = tuple(range(len(BODIES)))
+    counts = {
+        "planar, native": mode.pick((2,), (200, 2048), (32, 200, 2048, 8192), ()),
+        "mujoco.rollout": mode.pick((2,), (200, 2048), (32, 200, 2048, 8192), ()),
+        "mujoco": mode.pick((2,), (2048,), (32, 200, 2048), (1024,)),
+        "planar, XLA": mode.pick((2,), (200, 2048), (32, 200, 2048, 8192), (256, 2048, 8192, 32768)),
         "planar, Pallas": mode.pick((), (), (), (256, 2048, 8192, 32768)),
         "mjx": mode.pick((), (), (), (2048, 8192)),
     }
-    length = mode.pick(2, 10, 10, 100)
 
     def case(name: str, count: int) -> Case:
-        steps = min(length, 10) if name in ("mujoco", "mjx") else length
+        steps = mode.pick(2, 100, 100) if name.startswith(("planar", "mujoco.")) else mode.pick(2, 10, 10)
         job = functools.partial(rollout, name, count, steps)
-        return Case(f"{name}, {count:,} lanes", job, "physics step", count * steps * SUBSTEPS, series=name, size=count)
+        if name == "mujoco.rollout":
+            job = functools.partial(mujoco_rollout, both, count, steps)
+        return Case(f"{name}, {count:,} environments", job, "environment step", count * steps, series=name, size=count)
 
-    return [case(name, count) for name, sizes in lanes.items() for count in sizes]
+    return [case(name, count) for name, sizes in counts.items() for count in sizes]

@@ -19,6 +19,15 @@ GARAGE = (
     Quoted("garage MAML-TRPO, walker", 19.4, "environment step", EPOCH_STEPS, f"{_MACHINE}; version not recorded"),
 )
 
+RLLIB = Quoted(
+    "RLlib MAML, HalfCheetahRandDirec, T = 100: sampling and learning, end to end",
+    8_700.0,
+    "environment step",
+    211e6,
+    "published learning curve; 31 workers and a GPU, 2 h 25 min; ends at a return of 262",
+    "RLlib",
+)
+
 OYSTER = (Quoted("oyster PEARL, PyTorch", 0.1, "gradient step", 1, f"{_MACHINE}; Python 3.11, PyTorch current then", "oyster"),)
 
 METAWORLD_ALGORITHMS = (

@@ -37,7 +37,7 @@ class Benchmark:
 _ALL = (
     Benchmark("machine", "a copy and a matrix product: what the machine can do; always measured, first"),
     Benchmark("maml_epoch", "a MAML epoch, and its sampling, adaptation and update; garage quoted"),
-    Benchmark("physics", "physics steps by backend and batch"),
+    Benchmark("physics", "environment steps without a policy, by backend and batch; mujoco.rollout"),
     Benchmark("environment", "environment steps with a policy acting, by backend and batch"),
     Benchmark("trust_region", "meta-gradient, curvature product and trust-region step of MAML; PyTorch where it is installed"),
     Benchmark("meta_gradient", "meta-gradients against other ways to compute them", alone=True),
@@ -45,9 +45,12 @@ _ALL = (
     Benchmark("pearl", "a gradient step of PEARL and an epoch; oyster quoted"),
     Benchmark("scaling", "the learner axis, from one learner up, and over CPU devices"),
     Benchmark("startup", "import, help, first progress line and first epoch's line of the command line"),
-    Benchmark("peers", "gymnasium, mujoco.rollout, Brax and MJX on the half-cheetah"),
+    Benchmark("peers", "gymnasium, EnvPool, mujoco.rollout, Brax and MJX on the half-cheetah; RLlib quoted"),
     Benchmark("table1", "the whole of Table 1, short, by seeds; its files and their report"),
     Benchmark("physics_accuracy", "error of the planar physics against MuJoCo C", alone=True),
+    Benchmark(
+        "endurance", "a hundred million random steps of the planar physics, and the memory of a million calls", alone=True
+    ),
     Benchmark("embedding_study", "quality of the task embeddings", alone=True),
 )
 
