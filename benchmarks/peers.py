@@ -95,8 +95,8 @@ def gymnasium(parallel: bool, environments: int, length: int) -> Call:
 
 
 def envpool(task: str, parallel: bool, environments: int, length: int) -> Call:
-    """EnvPool's own MuJoCo environments, a thread a core; asynchronous, it returns the first half of the batch that is
-    ready.""" import envpool as library
+    """EnvPool's own MuJoCo environments, a thread a core; asynchronous, it returns the half of them that is ready first."""
+    import envpool as library
 
     batch = max(environments // 2, 1) if parallel else environments
     pool = library.make(task, "gymnasium", num_envs=environments, batch_size=batch, num_threads=usable_cores(), seed=0)
