@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from benchmarks.bodies import BODIES, NQ, NU, NV
 from benchmarks.machine import commit, device_name
 from benchmarks.measure import resident_memory
 from tamherd_jax.physics import init_state
-from tamherd_jax.physics.bodies import BODIES, NQ, NU, NV
 from tamherd_jax.physics.planar import PlanarPhysics
 
 ENVIRONMENTS = 4096

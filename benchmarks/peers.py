@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.bodies import BODIES, CHEETAH, FRAME_SKIP, NU
 from benchmarks.cases import Call, Case, Mode, Program, Quoted
 from benchmarks.machine import usable_cores
 from benchmarks.physics import mujoco_rollout
 from benchmarks.quoted import RLLIB
-from tamherd_jax.physics import parity
-from tamherd_jax.physics.bodies import CHEETAH, FRAME_SKIP, NU, load_model
+from tamherd_jax.physics import load_model, parity
 
 
 def scanned(step: Callable[..., Any], start: Any, lanes: int, length: int) -> Program:
@@ -35,9 +35,9 @@ def scanned(step: Callable[..., Any], start: Any, lanes: int, length: int) -> Pr
 
 def ours(physics: str, lanes: int, length: int) -> Program:
     """The environment of this library."""
-    from tamherd_jax.envs import Cheetah
+    from tamherd_jax.envs import body_environment
 
-    environment = Cheetah(physics)
+    environment = body_environment(BODIES[CHEETAH])(physics)
     start = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(0), lanes))
     return scanned(jax.vmap(environment.step), start, lanes, length)
 

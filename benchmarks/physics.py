@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.bodies import BODIES, FRAME_SKIP, NQ, NU, NV
 from benchmarks.cases import Call, Case, Mode, Program
 from benchmarks.machine import usable_cores
-from tamherd_jax.physics import FRAME_SKIP, Physics, PhysicsState, get_physics, init_state
-from tamherd_jax.physics.bodies import BODIES, NQ, NU, NV, load_model
+from tamherd_jax.physics import Physics, PhysicsState, get_physics, init_state, load_model
 from tamherd_jax.physics.planar import PlanarPhysics
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.bodies import BODIES
 from benchmarks.machine import commit, device_name
 from tamherd_jax.physics import parity
-from tamherd_jax.physics.bodies import BODIES
 from tamherd_jax.physics.planar import SolverOptions, body_table, planar_step
 
 Row = dict[str, float | int | str]

@@ -8,8 +8,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from tamherd_jax.envs import Cheetah, Locomotion, Task, Walker, collect_episodes, ml2
+from tamherd_jax.envs import Locomotion, Task, body_environment, collect_episodes, ml2
 from tamherd_jax.physics import get_physics
+from tamherd_jax.physics.bodies import BODIES
+from tamherd_jax.registry.bodies import get_body
 
 
 def task(body, direction=1.0):
@@ -17,53 +19,55 @@ def task(body, direction=1.0):
 
 
 def gym_env(body):
-    if body == 0:
-        env = gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=0.05).unwrapped
-    else:  # the v4 model: both feet's friction as we mean it; Euler on both sides
-        env = gymnasium.make("Walker2d-v5", xml_file="walker2d.xml").unwrapped
-        env.model.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
+    """Gymnasium's environment of a body, Euler on both sides."""
+    entry = get_body(BODIES[body])
+    # The walker's v4 model: both feet's friction as we mean it.
+    own = {"xml_file": "walker2d.xml"} if entry.name == "walker" else {}
+    env = gymnasium.make(entry.gymnasium, ctrl_cost_weight=entry.control_cost, **own).unwrapped
+    env.model.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
     env.reset(seed=0)
     return env
 
 
-@pytest.mark.parametrize("body", [0, 1])
+@pytest.mark.parametrize("body", range(len(BODIES)))
 @pytest.mark.parametrize("direction", [1.0, -1.0])
 @pytest.mark.filterwarnings("ignore:.*settotalmass.*:UserWarning")
-def test_next_state_reward_and_termination_equal_gymnasium(body, direction, mujoco_env):
-    gym = gym_env(body)
-    height = 1.25 * body  # gymnasium's walker has its root at 1.25 m, ours at 0
+def test_next_state_reward_and_termination_equal_gymnasium(body, direction):
+    gym, entry = gym_env(body), get_body(BODIES[body])
+    env = body_environment(entry.name)("mujoco")
+    height = entry.rest_height  # at which gymnasium has the root, ours is at 0
     rng = np.random.default_rng(body)
-    step = jax.jit(mujoco_env.step)
-    state = mujoco_env.reset(jax.random.key(1), task(body, direction))
+    step = jax.jit(env.step)
+    state = env.reset(jax.random.key(1), task(body, direction))
     ended = 0
     for i in range(60):
         before = state.pipeline_state
-        gym.set_state(np.asarray(before.q, np.float64) + np.eye(9)[1] * height, np.asarray(before.qd, np.float64))
+        gym.set_state(np.asarray(before.q, np.float64) + np.eye(env.coordinates)[1] * height, np.asarray(before.qd, np.float64))
         np.testing.assert_allclose(state.obs, gym._get_obs(), atol=1e-6)
-        action = np.clip(rng.normal(size=6) * (0.5 + i % 3), -1, 1)
+        action = np.clip(rng.normal(size=env.action_size) * (0.5 + i % 3), -1, 1)
         observation, _, terminated, _, info = gym.step(action)
-        cost = (0.05 if body == 0 else 1e-3) * np.sum(action**2)
-        reward = direction * info["x_velocity"] - cost + body
+        cost = entry.control_cost * np.sum(action**2)
+        reward = direction * info["x_velocity"] - cost + entry.alive_bonus
         state = step(state, jnp.asarray(action, jnp.float32))
         np.testing.assert_allclose(state.obs, observation, rtol=2e-5, atol=2e-4)
         np.testing.assert_allclose(state.reward, reward, rtol=1e-4, atol=2e-3)
         assert bool(state.done) == terminated
         if terminated:  # go on from a new episode, so that several falls are seen
             ended += 1
-            state = mujoco_env.reset(jax.random.key(i), task(body, direction))
+            state = env.reset(jax.random.key(i), task(body, direction))
     assert ended == 0 if body == 0 else ended >= 2
 
 
-def test_resets_have_gymnasiums_distribution(mujoco_env):
-    for body, env_noise in ((0, 0.1), (1, 5e-3)):
-        reset = jax.vmap(lambda k, body=body: mujoco_env.reset(k, task(body)).pipeline_state)
-        state = reset(jax.random.split(jax.random.key(0), 4000))
-        q, qd = np.asarray(state.q), np.asarray(state.qd)
-        assert np.abs(q).max() <= env_noise
-        np.testing.assert_allclose(q.std(0), env_noise / np.sqrt(3), rtol=0.05)
-        np.testing.assert_allclose(qd.std(0), 0.1 if body == 0 else env_noise / np.sqrt(3), rtol=0.05)
-        # position and velocity noise must not be the same draw
-        assert np.abs(np.corrcoef(q[:, 3], qd[:, 3])[0, 1]) < 0.08
+@pytest.mark.parametrize("body", range(len(BODIES)))
+def test_resets_have_gymnasiums_distribution(body):
+    env, env_noise = body_environment(BODIES[body])("mujoco"), 0.1 if body == 0 else 5e-3
+    state = jax.vmap(lambda k: env.reset(k, task(body)).pipeline_state)(jax.random.split(jax.random.key(0), 4000))
+    q, qd = np.asarray(state.q), np.asarray(state.qd)
+    assert np.abs(q).max() <= env_noise
+    np.testing.assert_allclose(q.std(0), env_noise / np.sqrt(3), rtol=0.05)
+    np.testing.assert_allclose(qd.std(0), 0.1 if body == 0 else env_noise / np.sqrt(3), rtol=0.05)
+    # position and velocity noise must not be the same draw
+    assert np.abs(np.corrcoef(q[:, 3], qd[:, 3])[0, 1]) < 0.08
 
 
 def test_consecutive_episodes_differ_and_keep_their_task(mujoco_env):
@@ -94,9 +98,9 @@ def test_a_step_of_promps_walker_is_two_of_gymnasiums():
         np.testing.assert_allclose(after.pipeline_state.q, second.pipeline_state.q, atol=1e-5)
         np.testing.assert_allclose(after.reward, (first.reward + second.reward) / 2, atol=1e-3)
     with pytest.raises(ValueError, match="needs physics by its name"):
-        Walker(get_physics("mujoco"), walker_frame_skip=8)
+        Locomotion(get_physics("mujoco"), walker_frame_skip=8)
     with pytest.raises(ValueError, match="at least 1, not 0"):
-        Walker(walker_frame_skip=0)
+        Locomotion(walker_frame_skip=0)
     assert get_physics("planar", frames=(5, 8)).table.frames.tolist() == [5, 8]
 
 
@@ -163,13 +167,14 @@ def test_task_set_and_brax_registry():
         task_set.index("ant")
     from brax import envs
 
-    for name, cls in (("tamherd_cheetah", Cheetah), ("tamherd_walker", Walker)):
-        env = envs.get_environment(name, physics="mujoco")
-        assert isinstance(env, cls)
-        assert (env.observation_size, env.action_size, env.backend) == (17, 6, "mujoco")
+    for index, body in enumerate(BODIES):
+        env = envs.get_environment(f"tamherd_{body}", physics="mujoco")
+        gym = gymnasium.make(get_body(body).gymnasium).unwrapped
+        assert (env.observation_size, env.action_size) == (gym.observation_space.shape[0], gym.action_space.shape[0])
+        assert env.backend == "mujoco"
         state = env.reset(jax.random.key(0))  # as Brax calls it, without a task
-        assert int(state.info["task"].body) == (name == "tamherd_walker")
-        assert env.step(state, jnp.zeros(6)).obs.shape == (17,)
+        assert int(state.info["task"].body) == index
+        assert env.step(state, jnp.zeros(env.action_size)).obs.shape == (env.observation_size,)
 
 
 def test_importing_says_nothing():

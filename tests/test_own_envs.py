@@ -26,7 +26,7 @@ from tamherd_jax.envs._brax import Env, State
 from tamherd_jax.experiments.herds import trained_herd
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.artefact import Herd
-from tamherd_jax.physics import FRAME_SKIP, get_physics, init_state, load_model, perturbed_models
+from tamherd_jax.physics import DEFAULT_BODIES, frame_skips, get_physics, init_state, load_model, perturbed_models
 
 
 class Slider(Env):
@@ -240,10 +240,8 @@ def test_planar_moves_perturbed_bodies_as_mujoco_does(float64):
     rng = np.random.default_rng(0)
     rows = jnp.arange(6)
     states = jax.vmap(init_state)(jnp.asarray(0.1 * rng.normal(size=(6, 9))), jnp.asarray(rng.normal(size=(6, 9))))
-    control = jnp.asarray(rng.uniform(-1, 1, size=(6, 6)))
-    ours, theirs = (
-        jax.vmap(get_physics(name, models, FRAME_SKIP * 3).step)(rows, states, control) for name in ("planar", "mujoco")
-    )
+    control, frames = jnp.asarray(rng.uniform(-1, 1, size=(6, 6))), frame_skips(DEFAULT_BODIES) * 3
+    ours, theirs = (jax.vmap(get_physics(name, models, frames).step)(rows, states, control) for name in ("planar", "mujoco"))
     np.testing.assert_allclose(ours.qd, theirs.qd, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(ours.q, theirs.q, rtol=1e-8, atol=1e-8)
     nominal = jax.vmap(get_physics("mujoco").step)(rows % 2, states, control)

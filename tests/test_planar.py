@@ -13,8 +13,16 @@ import pytest
 from tamherd_jax import simd
 from tamherd_jax.physics import parity
 from tamherd_jax.physics.base import PhysicsState, init_state
-from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
+from tamherd_jax.physics.bodies import (
+    BODIES,
+    FRAME_SKIP,
+    common_layout,
+    load_model,
+    own_coordinates,
+    pad_coordinates,
+)
 from tamherd_jax.physics.planar import PlanarPhysics, SolverOptions, body_table, planar_step, read_tree, stack_trees
+from tamherd_jax.registry.bodies import get_body
 
 STATES = 1800  # a body; the benchmark takes ten thousand and more
 EXACT = SolverOptions(iterations=50, line_search=20)
@@ -29,7 +37,7 @@ def _x64():
 
 
 def _stepper(options, form="xla", table=None):
-    table = body_table() if table is None else table
+    table = body_table(BODIES) if table is None else table
     return jax.jit(lambda body, state, control: planar_step(table, body, state, control, options, form))
 
 
@@ -80,17 +88,29 @@ def _form(steps, form):
 
 def _step(stepper, body, states, dtype):
     """New positions and velocities of one body's states, in `dtype`."""
-    q, qd, control = (jnp.asarray(x, dtype) for x in states)
+    q, qd, control = (jnp.asarray(x, dtype) for x in _padded(body, states))
     lanes = jnp.full(len(q), BODIES.index(body), jnp.int32)
     new_q, new_qd, _ = stepper(lanes, (q, qd, jnp.zeros_like(qd)), control)
-    return np.asarray(new_q, np.float64), np.asarray(new_qd, np.float64)
+    for x in (new_q, new_qd):
+        there = own_coordinates(body, np.arange(x.shape[1]), common_layout(BODIES))
+        assert not np.delete(np.asarray(x), there, axis=1).any(), "what a body lacks stays at rest"
+    return tuple(own_coordinates(body, np.asarray(x, np.float64), common_layout(BODIES)) for x in (new_q, new_qd))
+
+
+def _padded(body, states):
+    """A body's states in the layout that all bodies share."""
+    return parity.States(
+        *(pad_coordinates(body, x, common_layout(BODIES), root) for x, root in zip(states, (3, 3, 0), strict=True))
+    )
 
 
 def _mixed(suite):
-    """Both bodies in turn, float32: body, state and control of `STATES` lanes."""
-    halves = [[x[::2] for x in suite[body][0]] for body in BODIES]
-    q, qd, control = (jnp.asarray(np.stack(p, 1).reshape(STATES, -1), jnp.float32) for p in zip(*halves, strict=True))
-    return jnp.arange(STATES, dtype=jnp.int32) % 2, (q, qd, jnp.zeros_like(qd)), control
+    """All bodies in turn, float32: body, state and control of about `STATES` batch elements."""
+    count = len(BODIES)
+    parts = [[x[: STATES // count] for x in _padded(body, suite[body][0])] for body in BODIES]
+    mixed = [np.stack(p, 1).reshape(-1, p[0].shape[1]) for p in zip(*parts, strict=True)]
+    q, qd, control = (jnp.asarray(x, jnp.float32) for x in mixed)
+    return jnp.arange(len(q), dtype=jnp.int32) % count, (q, qd, jnp.zeros_like(qd)), control
 
 
 def _hopper_xml():
@@ -152,7 +172,7 @@ class TestParity:
 
     def test_warm_start_does_not_move_the_answer(self, exact_step, suite):
         states, _ = suite["walker"]
-        q, qd, control = (jnp.asarray(x) for x in states)
+        q, qd, control = (jnp.asarray(x) for x in _padded("walker", states))
         lanes = jnp.ones(len(q), jnp.int32)
         cold = exact_step(lanes, (q, qd, jnp.zeros_like(qd)), control)
         misled = exact_step(lanes, (q, qd, 1e4 * jnp.ones_like(qd)), control)
@@ -177,7 +197,7 @@ class TestForms:
         """Both ways to pass the table, and impedances whose power is computed, give the XLA form's numbers."""
         _form(steps, "native")
         everything, everywhere, commands = _mixed(suite)
-        table = replace(body_table() if literal else jax.tree.map(jnp.asarray, body_table()), quadratic=quadratic)
+        table = replace(body_table(BODIES) if literal else jax.tree.map(jnp.asarray, body_table(BODIES)), quadratic=quadratic)
         found = _stepper(SolverOptions(), "native", table)(everything, everywhere, commands)
         wanted = float32_step(everything, everywhere, commands)
         error = parity.velocity_error(np.asarray(found[1], np.float64), np.asarray(wanted[1], np.float64))
@@ -199,14 +219,14 @@ class TestForms:
         found = interpreted_step(lanes, state, control)
         for x, y in zip(found, wanted, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
-        as_data = jax.tree.map(jnp.asarray, body_table())
+        as_data = jax.tree.map(jnp.asarray, body_table(BODIES))
         step = jax.jit(lambda table: planar_step(table, lanes, state, control, SolverOptions(), "pallas-interpret"))
         for x, y in zip(step(as_data), wanted, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("literal", [True, False])
     def test_the_kernel_lowers_for_nvidia(self, literal):
-        table = body_table() if literal else jax.tree.map(jnp.asarray, body_table())
+        table = body_table(BODIES) if literal else jax.tree.map(jnp.asarray, body_table(BODIES))
         with jax.enable_x64(False):
             lanes, state, control = jnp.zeros(100, int), (jnp.zeros((100, 9)),) * 3, jnp.zeros((100, 6))
             step = jax.jit(lambda data, state: planar_step(table if literal else data, lanes, state, control))
@@ -231,7 +251,7 @@ class TestForms:
 def _body_xml(body):
     from tamherd_jax.physics import bodies
 
-    spec = mujoco.MjSpec.from_string(bodies._asset(bodies._XML[body]))
+    spec = mujoco.MjSpec.from_string(bodies._asset(get_body(body).model))
     for geom in spec.geoms:
         if geom.type != mujoco.mjtGeom.mjGEOM_PLANE:
             geom.contype, geom.conaffinity = 1, 0
@@ -407,4 +427,4 @@ def test_bad_options_are_refused():
         read_tree(load_model("cheetah"), 0)
     with pytest.raises(ValueError, match="shapes"):
         planar_step(body_table(), jnp.zeros(2, int), (jnp.zeros((2, 9)),) * 3, jnp.zeros((2, 5)))
-    assert body_table().frames.tolist() == list(FRAME_SKIP)
+    assert body_table(BODIES).frames.tolist() == list(FRAME_SKIP)

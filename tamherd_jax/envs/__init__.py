@@ -10,7 +10,7 @@ from tamherd_jax.envs.episodes import (
     collect_policy_episodes,
     collect_recurrent_episode,
 )
-from tamherd_jax.envs.locomotion import Cheetah, Locomotion, Walker, make_environment
+from tamherd_jax.envs.locomotion import Locomotion, body_environment, make_environment
 from tamherd_jax.envs.tasks import (
     TASK_SETS,
     Task,
@@ -23,11 +23,11 @@ from tamherd_jax.envs.tasks import (
     systematic_resample,
     take_tasks,
 )
+from tamherd_jax.physics.bodies import BODIES
 from tamherd_jax.types import Episodes, TaskEnv
 
 __all__ = [
     "TASK_SETS",
-    "Cheetah",
     "Episodes",
     "Lanes",
     "Locomotion",
@@ -37,7 +37,7 @@ __all__ = [
     "TaskEnv",
     "TaskSet",
     "TaskedEnv",
-    "Walker",
+    "body_environment",
     "collect_episode",
     "collect_episodes",
     "collect_lane",
@@ -54,5 +54,5 @@ __all__ = [
     "take_tasks",
 ]
 
-brax_envs.register_environment("tamherd_cheetah", Cheetah)
-brax_envs.register_environment("tamherd_walker", Walker)
+for _body in BODIES:
+    brax_envs.register_environment(f"tamherd_{_body}", body_environment(_body))

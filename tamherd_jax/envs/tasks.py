@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from tamherd_jax.physics.bodies import BODIES, CHEETAH, WALKER
+from tamherd_jax.registry.bodies import BODIES, suite
+
+_NAMES = tuple(body.name for body in BODIES)
 
 
 @struct.dataclass
@@ -21,8 +23,8 @@ class Task:
 
     Attributes:
       body: `[...]` int32 index into `tamherd_jax.physics.BODIES`.
-      direction: `[...]` +1 to be paid for moving forward, -1 for moving backward.
-      target: `[...]` velocity (m/s) to be kept, in the task's direction; None to be paid for speed itself.
+      direction: `[...]` +1 to reward moving forward, -1 moving backward.
+      target: `[...]` velocity (m/s) to be kept, in the task's direction; None to reward speed itself.
       variant: `[...]` int32, which of a `Locomotion`'s perturbed bodies; None for the nominal ones.
     """
 
@@ -72,10 +74,15 @@ class TaskSet:
 
 
 def ml2() -> TaskSet:
-    """ML2 version 1: Cheetah and Walker, forward and backward (paper section 5)."""
-    body, sign = _product((1, -1))
-    names = [f"{BODIES[b]}-{'forward' if s > 0 else 'backward'}" for b, s in zip(body, sign, strict=True)]
-    return _of_bodies("ML2", names, Task(body, sign.astype(np.float32)))
+    """Return ML2 version 1: its two bodies forward and backward (paper section 5)."""
+    return _directions("ML2")
+
+
+def _directions(name: str) -> TaskSet:
+    """Return the task set of a suite's bodies, each forward and backward."""
+    body, sign = _product(name, (1, -1))
+    names = [f"{_NAMES[b]}-{'forward' if s > 0 else 'backward'}" for b, s in zip(body, sign, strict=True)]
+    return _of_bodies(name, suite(name), names, Task(body, sign.astype(np.float32)))
 
 
 VELOCITIES = (0.25, 0.75, 1.25, 1.75)
@@ -86,34 +93,44 @@ VARIANTS = 4
 
 
 def ml2_vel() -> TaskSet:
-    """ML2-Vel version 1: Cheetah and Walker at four target velocities each, a continuum inside each mode.
+    """Return ML2-Vel version 1: ML2's bodies at four target velocities each, a continuum inside each mode.
 
     The reward for speed is `-abs(v - target)` (Finn et al. 2017, HalfCheetah goal velocity); bonus and control cost are ML2's.
     """
-    body, target = _product(VELOCITIES)
-    names = [f"{BODIES[b]}-{v}" for b, v in zip(body, target, strict=True)]
-    return _of_bodies("ML2-Vel", names, Task(body, np.ones(len(body), np.float32), target=target.astype(np.float32)))
+    body, target = _product("ML2", VELOCITIES)
+    names = [f"{_NAMES[b]}-{v}" for b, v in zip(body, target, strict=True)]
+    return _of_bodies(
+        "ML2-Vel", suite("ML2"), names, Task(body, np.ones(len(body), np.float32), target=target.astype(np.float32))
+    )
 
 
 def ml2_params() -> TaskSet:
-    """ML2-Params version 1: Cheetah and Walker forward, four perturbed copies of each; see `physics.perturbed_models`.
+    """Return ML2-Params version 1: ML2's bodies forward, four perturbed copies of each; see `physics.perturbed_models`.
 
     Its environment is `Locomotion(..., variants=VARIANTS)`.
     """
-    body, variant = _product(range(VARIANTS))
-    names = [f"{BODIES[b]}-variant-{v}" for b, v in zip(body, variant, strict=True)]
-    return _of_bodies("ML2-Params", names, Task(body, np.ones(len(body), np.float32), variant=variant.astype(np.int32)))
+    body, variant = _product("ML2", range(VARIANTS))
+    names = [f"{_NAMES[b]}-variant-{v}" for b, v in zip(body, variant, strict=True)]
+    return _of_bodies(
+        "ML2-Params", suite("ML2"), names, Task(body, np.ones(len(body), np.float32), variant=variant.astype(np.int32))
+    )
 
 
-def _product(values: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
-    """`[N]` body and value of every pair of Cheetah or Walker with a value."""
-    bodies, values = zip(*itertools.product((CHEETAH, WALKER), values), strict=True)
+def _product(name: str, values: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
+    """`[N]` body and value of every pair of a suite's bodies with a value."""
+    bodies, values = zip(*itertools.product(map(_NAMES.index, suite(name)), values), strict=True)
     return np.array(bodies, np.int32), np.array(values)
 
 
-def _of_bodies(name: str, task_names: Sequence[str], tasks: Task) -> TaskSet:
-    """The first version of a task set whose modes are the bodies."""
-    return TaskSet(name, 1, tuple(task_names), tasks, BODIES, np.asarray(tasks.body))
+def _of_bodies(name: str, bodies: tuple[str, ...], task_names: Sequence[str], tasks: Task) -> TaskSet:
+    """Return the first version of a task set whose modes are its bodies."""
+    modes = [bodies.index(_NAMES[body]) for body in np.asarray(tasks.body)]
+    return TaskSet(name, 1, tuple(task_names), tasks, bodies, np.array(modes))
+
+
+def bodies_of(task_set: TaskSet) -> tuple[str, ...]:
+    """Return the names of the bodies that a task set's locomotion tasks have, in the registry's order."""
+    return tuple(_NAMES[body] for body in np.unique(np.asarray(task_set.tasks.body)))
 
 
 TASK_SETS: dict[str, Callable[[], TaskSet]] = {"ml2": ml2, "ml2-vel": ml2_vel, "ml2-params": ml2_params}
@@ -150,7 +167,7 @@ def systematic_resample(key: jax.Array, weights: jax.Array, size: int) -> jax.Ar
     Returns:
       `[M]` int32 indices in ascending order, never one of weight zero.
 
-    Source: Kitagawa (1996), systematic resampling; spec 1.7 (stratified equally over tasks).
+    Source: Kitagawa (1996), systematic resampling.
     """
     # Positions are kept off the strata's edges, where rounding of the cumulative sum would break exact balance.
     u = jax.random.uniform(key, (), weights.dtype, minval=1e-3, maxval=1.0 - 1e-3)

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from tamherd_jax.envs.tasks import TASK_SETS
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.herd.embeddings import EmbeddingConfig
-from tamherd_jax.physics.bodies import FRAME_SKIP, WALKER
 from tamherd_jax.registry.algorithms import (
     ALGORITHMS,
     DEFAULT_ALGORITHM,
@@ -21,6 +20,7 @@ from tamherd_jax.registry.algorithms import (
     get_algorithm,
     names_with,
 )
+from tamherd_jax.registry.bodies import ADJUSTABLE_FRAME_SKIP
 from tamherd_jax.serialization import rebuild
 
 CONTROLS = {
@@ -104,7 +104,7 @@ class ExperimentConfig:
     tasks: str = "ml2"
     physics: str = "auto"
     expected_action_scale: float = 10.0
-    walker_frame_skip: int = FRAME_SKIP[WALKER]
+    walker_frame_skip: int = ADJUSTABLE_FRAME_SKIP
     probe: str = "meta"
     probe_epochs: int = 10
     reuse_probe: bool = False

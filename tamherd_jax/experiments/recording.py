@@ -14,7 +14,6 @@ from tamherd_jax.envs.locomotion import Terms
 from tamherd_jax.experiments.herds import sound_herds, trained_herd
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
-from tamherd_jax.physics.bodies import NQ
 from tamherd_jax.serialization import write_arrays
 from tamherd_jax.types import LatentLearner
 
@@ -28,7 +27,7 @@ def record(herd: Herd, tasks: Sequence[str]) -> dict[str, np.ndarray]:
     """Adapt a herd to tasks by name, and keep one exploration and one test episode of each, those of median return.
 
     Returns:
-      What `episodes.npz` holds, B tasks: `q` `[B, 2, T + 1, 9]`, `rewards` and `valid` `[B, 2, T]` (before, after), `member`,
+      What `episodes.npz` holds, B tasks: `q` `[B, 2, T + 1, Q]`, `rewards` and `valid` `[B, 2, T]` (before, after), `member`,
       `body` and `dt` (a step's seconds) `[B]`, `tasks` `[B]` their names, `seed` `[]`.
 
     Raises:
@@ -71,28 +70,30 @@ def median_episode(episodes: Episodes) -> Episodes:
 
 
 def positions(episode: Episodes, task: Task, env: Locomotion) -> np.ndarray:
-    """Positions `[T + 1, 9]` over an episode `[T, ...]` of one task, from x = 0; after its end the last ones again."""
+    """Positions `[T + 1, Q]` over an episode `[T, ...]` of one task, from x = 0; after its end the last ones again."""
     terms, steps = env.terms(int(task.body)), int(episode.valid.sum())
     shown = np.concatenate([episode.obs[:steps], episode.next_obs[max(steps - 1, 0) : max(steps, 1)]])[: steps + 1]
-    q = np.zeros((len(episode.valid) + 1, NQ), np.float32)
-    q[1 : steps + 1, 0] = np.cumsum(_speeds(episode, task, terms, env.expected_action_scale)[:steps] * terms.dt)
-    q[: steps + 1, 1:] = shown[:, : NQ - 1]
+    coordinates = env.coordinates
+    q = np.zeros((len(episode.valid) + 1, coordinates), np.float32)
+    q[1 : steps + 1, 0] = np.cumsum(_speeds(episode, task, terms, env)[:steps] * terms.dt)
+    q[: steps + 1, 1:] = shown[:, : coordinates - 1]
     q[: steps + 1, 1] -= terms.rest_height
     q[steps + 1 :] = q[steps]
     return q
 
 
-def _speeds(episode: Episodes, task: Task, terms: Terms, action_scale: float) -> np.ndarray:
+def _speeds(episode: Episodes, task: Task, terms: Terms, env: Locomotion) -> np.ndarray:
     """`[T]` mean speed over each step (m/s), which observations lack but rewards tell: `d v = r - bonus + cost |a|^2`."""
     direction = float(task.direction)
-    control = np.clip(episode.actions / action_scale, -1.0, 1.0)
+    control = env.own_controls(int(task.body), np.clip(episode.actions / env.expected_action_scale, -1.0, 1.0))
     progress = episode.rewards - terms.alive_bonus + terms.control_cost * np.sum(control**2, axis=-1)
     if task.target is None:
         return np.asarray(direction * progress)
     # The reward is `-abs(d v - target)`: of the two speeds, the one nearer to the velocity seen at both ends of the step.
     # Close to the target it may be the wrong one, which moves the drawing by centimetres.
     slower, faster = (direction * (float(task.target) + sign * progress) for sign in (1.0, -1.0))
-    seen = (episode.obs[:, NQ - 1] + episode.next_obs[:, NQ - 1]) / 2
+    root_speed = env.coordinates - 1
+    seen = (episode.obs[:, root_speed] + episode.next_obs[:, root_speed]) / 2
     return np.where(np.abs(slower - seen) < np.abs(faster - seen), slower, faster)
 
 

@@ -24,7 +24,6 @@ from tamherd_jax.envs import TASK_SETS, Episodes, Locomotion, TaskSet, collect_p
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.clustering import membership_weights
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, make_embedding
-from tamherd_jax.physics.bodies import FRAME_SKIP, WALKER
 from tamherd_jax.registry.algorithms import ALGORITHMS
 from tamherd_jax.serialization import array_entry, named_arrays, named_shapes, rebuild, restore_tree, write_arrays, write_json
 from tamherd_jax.types import MetaLearner, ReplayLearner
@@ -347,7 +346,8 @@ def _shapes(
 def _describe_environment(env: Any) -> dict[str, Any]:
     if type(env) is Locomotion:
         names = ("expected_action_scale", "variants", "walker_frame_skip")
-        return {"name": "locomotion", "physics": env.backend} | {name: getattr(env, name) for name in names}
+        settings = {name: getattr(env, name) for name in names}
+        return {"name": "locomotion", "physics": env.backend, "bodies": list(env.bodies)} | settings
     return {"name": type(env).__name__}
 
 
@@ -359,8 +359,9 @@ def _environment(entry: dict[str, Any]) -> Any:
     """
     if entry["name"] != "locomotion":
         raise ValueError(f"its environment {entry['name']} is not the package's: hand it over with load(..., env=...)")
-    variants, walker = int(entry.get("variants", 0)), int(entry.get("walker_frame_skip", FRAME_SKIP[WALKER]))
-    return Locomotion(entry["physics"], entry["expected_action_scale"], variants=variants, walker_frame_skip=walker)
+    # Herds from before they recorded these have their defaults.
+    later = {name: entry[name] for name in ("variants", "walker_frame_skip", "bodies") if name in entry}
+    return Locomotion(entry["physics"], entry["expected_action_scale"], **later)
 
 
 def _describe_task_set(task_set: TaskSet) -> dict[str, Any]:

@@ -1,52 +1,84 @@
-"""Physics of the two bodies: the models, and backends that step them, one file each."""
+"""Physics of the registry's bodies: the models, and backends that step them, one file each."""
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tamherd_jax.physics.base import Physics, PhysicsState, init_state
-from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, TIMESTEP, load_model, perturbed_models
+from tamherd_jax.physics.bodies import (
+    BODIES,
+    DEFAULT_BODIES,
+    FRAME_SKIP,
+    TIMESTEP,
+    frame_skips,
+    load_model,
+    load_models,
+    perturbed_models,
+)
 
 __all__ = [
     "BACKENDS",
     "BODIES",
+    "DEFAULT_BODIES",
     "FRAME_SKIP",
     "TIMESTEP",
     "Physics",
     "PhysicsState",
+    "frame_skips",
     "get_physics",
     "init_state",
     "load_model",
+    "load_models",
     "perturbed_models",
 ]
 
-BACKENDS = {
-    "mujoco": "tamherd_jax.physics.mujoco_c:MujocoPhysics",
-    "planar": "tamherd_jax.physics.planar:PlanarPhysics",
-    "mjx": "tamherd_jax.physics.mjx:MjxPhysics",
-}
-"""Backend name -> module and class. A further backend is one more file and one more line."""
+
+def _load_mujoco() -> Any:
+    from tamherd_jax.physics.mujoco_c import MujocoPhysics
+
+    return MujocoPhysics
 
 
-def get_physics(name: str = "auto", models: Sequence[Any] | None = None, frames: Sequence[int] = FRAME_SKIP) -> Physics:
-    """Physics backend by name; `"auto"` is the planar dynamics, compiled for what JAX runs on.
+def _load_planar() -> Any:
+    from tamherd_jax.physics.planar import PlanarPhysics
+
+    return PlanarPhysics
+
+
+def _load_mjx() -> Any:
+    from tamherd_jax.physics.mjx import MjxPhysics
+
+    return MjxPhysics
+
+
+BACKENDS: dict[str, Callable[[], Any]] = {"mujoco": _load_mujoco, "planar": _load_planar, "mjx": _load_mjx}
+"""Backend name to a function that imports its class. A further backend is one more file and one more entry."""
+
+
+def get_physics(
+    name: str = "auto",
+    models: Sequence[Any] | None = None,
+    frames: Sequence[int] | None = None,
+    bodies: Sequence[str] = DEFAULT_BODIES,
+) -> Physics:
+    """Return a physics backend by name; `"auto"` is the planar dynamics, compiled for what JAX runs on.
 
     Args:
       name: of `BACKENDS`, or `"auto"`.
-      models: other bodies in place of `BODIES` (None), compiled MuJoCo models of 9 degrees of freedom and 6 motors.
-      frames: physics steps per environment step, of each.
+      models: compiled MuJoCo models of one layout in place of those of `bodies` (None).
+      frames: physics steps per environment step, of each; the bodies' own by default.
+      bodies: names of the bodies that the backend steps, in this order.
 
     Raises:
-      ValueError: if there is no such backend, or it takes no other bodies or time steps.
+      ValueError: if there is no such backend or body, or the backend takes no other models or time steps.
     """
     if name == "auto":
         name = "planar"
     if name not in BACKENDS:
         raise ValueError(f"unknown physics backend {name!r}; choose from auto, {', '.join(BACKENDS)}")
-    module, cls = BACKENDS[name].split(":")
-    backend = getattr(importlib.import_module(module), cls)
-    if models is None and tuple(frames) == FRAME_SKIP:
-        return backend()
+    backend = BACKENDS[name]()
+    if models is None and (frames is None or tuple(frames) == frame_skips(bodies)):
+        return backend.of_bodies(tuple(bodies))
     if not hasattr(backend, "of_models"):
-        raise ValueError(f"physics backend {name!r} takes no other bodies than {' and '.join(BODIES)}, nor other time steps")
-    return backend.of_models(models or [load_model(body) for body in BODIES], frames)
+        raise ValueError(f"physics backend {name!r} takes no other bodies than {', '.join(BODIES)}, nor other time steps")
+    models = load_models(bodies) if models is None else models
+    return backend.of_models(models, frame_skips(bodies) if frames is None else frames)

@@ -11,14 +11,14 @@ import mujoco
 import numpy as np
 from mujoco import rollout
 
-from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, NQ, NU, NV, load_model
+from tamherd_jax.physics.bodies import ROOT, load_model
+from tamherd_jax.registry.bodies import get_body
 
 _ROUNDING = 1e-7  # a few operations of float32
-_RESET_NOISE = {"cheetah": 0.1, "walker": 0.005}
 
 
 class States(NamedTuple):
-    """Positions `[B, 9]`, velocities `[B, 9]` and controls `[B, 6]`, float64 holding float32 values."""
+    """Positions `[B, Q]`, velocities `[B, Q]` and controls `[B, U]`, float64 holding float32 values."""
 
     q: np.ndarray
     qd: np.ndarray
@@ -51,9 +51,10 @@ def simulate(model: mujoco.MjModel, states: States, frames: int) -> np.ndarray:
 
 
 def reference(body: str, states: States, integrator: str = "euler") -> tuple[np.ndarray, np.ndarray]:
-    """Positions and velocities `[B, 9]` one environment step later, by MuJoCo C."""
-    last = simulate(converged_model(body, integrator), states, FRAME_SKIP[BODIES.index(body)])[:, -1]
-    return last[:, :NQ], last[:, NQ:]
+    """Positions and velocities `[B, Q]` one environment step later, by MuJoCo C."""
+    model = converged_model(body, integrator)
+    last = simulate(model, states, get_body(body).frame_skip)[:, -1]
+    return last[:, : model.nq], last[:, model.nq :]
 
 
 def velocity_error(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -102,22 +103,28 @@ def _single(states: States) -> States:
     return States(*(np.asarray(x, np.float32).astype(np.float64) for x in states))
 
 
-def _random_controls(count: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.uniform(-1, 1, (count, NU))
+def _random_controls(body: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(-1, 1, (count, load_model(body).nu))
+
+
+def _normal(body: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Standard normal velocities `[B, Q]`."""
+    return rng.standard_normal((count, load_model(body).nv))
 
 
 def _resets(body: str, count: int, rng: np.random.Generator) -> States:
     """Gymnasium's reset distribution."""
-    noise = _RESET_NOISE[body]
-    qd = 0.1 * rng.standard_normal((count, NV)) if body == "cheetah" else rng.uniform(-noise, noise, (count, NV))
-    return States(rng.uniform(-noise, noise, (count, NQ)), qd, _random_controls(count, rng))
+    entry, size = get_body(body), (count, load_model(body).nq)
+    noise, spread = entry.reset_position, entry.reset_velocity
+    qd = spread * rng.standard_normal(size) if spread else rng.uniform(-noise, noise, size)
+    return States(rng.uniform(-noise, noise, size), qd, _random_controls(body, count, rng))
 
 
 def _policy(scale: float) -> Callable[[str, int, np.random.Generator], States]:
     """States along episodes under clipped Gaussian controls, up to 100 environment steps after a reset."""
 
     def make(body: str, count: int, rng: np.random.Generator) -> States:
-        model, frames = load_model(body), FRAME_SKIP[BODIES.index(body)]
+        model, frames = load_model(body), get_body(body).frame_skip
         states, snapshots = _resets(body, 1 + count // 10, rng), []
         for step in range(100):
             control = np.clip(scale * rng.standard_normal(states.control.shape), -1, 1)
@@ -125,7 +132,7 @@ def _policy(scale: float) -> Callable[[str, int, np.random.Generator], States]:
             if step % 10 == 9:
                 snapshots.append(states)
             last = simulate(model, states, frames)[:, -1]
-            states = States(last[:, :NQ], last[:, NQ:], control)
+            states = States(last[:, : model.nq], last[:, model.nq :], control)
         return States(*(np.concatenate(parts)[:count] for parts in zip(*snapshots, strict=True)))
 
     return make
@@ -146,9 +153,9 @@ def _lowest(body: str, q: np.ndarray) -> np.ndarray:
 
 def _pose(body: str, count: int, rng: np.random.Generator, height: np.ndarray, pitch: np.ndarray) -> np.ndarray:
     """Positions with joints anywhere in their ranges, the lowest point at `height` and the torso at `pitch`."""
-    low, high = load_model(body).jnt_range[3:].T
-    q = np.zeros((count, NQ))
-    q[:, 2], q[:, 3:] = pitch, rng.uniform(low, high, (count, NU))
+    low, high = load_model(body).jnt_range[ROOT:].T
+    q = np.zeros((count, ROOT + len(low)))
+    q[:, 2], q[:, ROOT:] = pitch, rng.uniform(low, high, (count, len(low)))
     q[:, 1] = height - _lowest(body, q)
     return q
 
@@ -156,46 +163,47 @@ def _pose(body: str, count: int, rng: np.random.Generator, height: np.ndarray, p
 def _falls(body: str, count: int, rng: np.random.Generator) -> States:
     """Some time into a fall, up to half a second, from any attitude."""
     q = _pose(body, count, rng, rng.uniform(0, 0.3, count), rng.uniform(-np.pi, np.pi, count))
-    states = States(q, rng.standard_normal((count, NV)), _random_controls(count, rng))
+    states = States(q, _normal(body, count, rng), _random_controls(body, count, rng))
     model = load_model(body)
     frames = int(0.5 / model.opt.timestep)
     visited = simulate(model, states, frames)[np.arange(count), rng.integers(0, frames, count)]
-    return states._replace(q=visited[:, :NQ], qd=visited[:, NQ:])
+    return states._replace(q=visited[:, : model.nq], qd=visited[:, model.nq :])
 
 
 def _backs(body: str, count: int, rng: np.random.Generator) -> States:
     """Upside down, in contact."""
     pitch = np.pi + 0.4 * rng.standard_normal(count)
     q = _pose(body, count, rng, rng.uniform(-0.01, 0.005, count), pitch)
-    return States(q, 0.5 * rng.standard_normal((count, NV)), _random_controls(count, rng))
+    return States(q, 0.5 * _normal(body, count, rng), _random_controls(body, count, rng))
 
 
 def _landings(body: str, count: int, rng: np.random.Generator) -> States:
     """Just above the floor, or already in it, at 2 to 8 m/s downwards."""
     q = _pose(body, count, rng, rng.uniform(-0.01, 0.1, count), 0.5 * rng.standard_normal(count))
-    qd = rng.standard_normal((count, NV))
+    qd = _normal(body, count, rng)
     qd[:, 1] = -rng.uniform(2, 8, count)
-    return States(q, qd, _random_controls(count, rng))
+    return States(q, qd, _random_controls(body, count, rng))
 
 
 def _limits(body: str, count: int, rng: np.random.Generator) -> States:
     """Each joint in turn at, or a little beyond, each of its limits and moving into it; now and then all joints at once."""
-    low, high = load_model(body).jnt_range[3:].T
+    low, high = load_model(body).jnt_range[ROOT:].T
+    hinges = len(low)
     q = _pose(body, count, rng, rng.uniform(-0.005, 0.5, count), 0.3 * rng.standard_normal(count))
-    qd, lanes = rng.standard_normal((count, NV)), np.arange(count)
-    chosen = np.zeros((count, NU), bool)
-    chosen[lanes, lanes % NU] = True
+    qd, lanes = _normal(body, count, rng), np.arange(count)
+    chosen = np.zeros((count, hinges), bool)
+    chosen[lanes, lanes % hinges] = True
     chosen |= (lanes % 13 == 0)[:, None]
-    upper = np.broadcast_to((lanes // NU % 2 == 0)[:, None], chosen.shape)
+    upper = np.broadcast_to((lanes // hinges % 2 == 0)[:, None], chosen.shape)
     beyond, speed = rng.uniform(-0.002, 0.03, chosen.shape), rng.uniform(0, 5, chosen.shape)
     q[:, 3:] = np.where(chosen, np.where(upper, high + beyond, low - beyond), q[:, 3:])
     qd[:, 3:] = np.where(chosen, np.where(upper, speed, -speed), qd[:, 3:])
-    return States(q, qd, _random_controls(count, rng))
+    return States(q, qd, _random_controls(body, count, rng))
 
 
 def _spins(body: str, count: int, rng: np.random.Generator) -> States:
     """The whole body at up to 20 rad/s, joints at up to 30, near the floor and in the air."""
     q = _pose(body, count, rng, rng.uniform(-0.005, 0.5, count), rng.uniform(-np.pi, np.pi, count))
-    qd = rng.uniform(-3, 3, (count, NV))
-    qd[:, 2], qd[:, 3:] = rng.uniform(-20, 20, count), rng.uniform(-30, 30, (count, NU))
-    return States(q, qd, _random_controls(count, rng))
+    qd = rng.uniform(-3, 3, (count, q.shape[1]))
+    qd[:, 2], qd[:, ROOT:] = rng.uniform(-20, 20, count), rng.uniform(-30, 30, (count, q.shape[1] - ROOT))
+    return States(q, qd, _random_controls(body, count, rng))

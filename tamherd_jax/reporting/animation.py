@@ -7,7 +7,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from tamherd_jax.physics.bodies import BODIES, NQ, load_model
+from tamherd_jax.physics.bodies import BODIES, common_layout, load_model, own_coordinates
 
 KINDS = ("before adaptation", "after adaptation")
 
@@ -29,12 +29,14 @@ def capsules(body: str) -> dict[str, list]:
 
 
 def link_poses(body: str, q: np.ndarray) -> np.ndarray:
-    """`[F, links, 3]` x (m), z (m) and angle (rad, from x towards z) of a body's links at positions `q` `[F, 9]`."""
+    """Return x (m), z (m) and angle (rad, from x towards z), `[F, links, 3]`, of a body's links at positions `q` `[F, Q]`."""
     model = load_model(body)
     data = mujoco.MjData(model)
+    if q.shape[1] != model.nq:  # positions in the layout that the bodies of a mixed task set share
+        q = own_coordinates(body, q, common_layout(BODIES))
     poses = np.zeros((len(q), model.nbody - 1, 3))
     for frame, row in enumerate(q):
-        data.qpos[:NQ] = row
+        data.qpos[:] = row
         mujoco.mj_kinematics(model, data)
         x_axis = data.xmat[1:].reshape(-1, 3, 3)[:, :, 0]
         poses[frame] = np.stack([data.xpos[1:, 0], data.xpos[1:, 2], np.arctan2(x_axis[:, 2], x_axis[:, 0])], 1)
@@ -46,7 +48,7 @@ def clip(body: int, q: np.ndarray, rewards: np.ndarray, valid: np.ndarray) -> di
 
     Args:
       body: index into `BODIES`.
-      q: `[T + 1, 9]`.
+      q: `[T + 1, Q]`.
       rewards, valid: `[T]`.
     """
     steps = int(valid.sum())

@@ -11,7 +11,7 @@ from jax import custom_batching
 
 from tamherd_jax import simd
 from tamherd_jax.physics.base import PhysicsState
-from tamherd_jax.physics.bodies import BODIES, FRAME_SKIP, load_model
+from tamherd_jax.physics.bodies import DEFAULT_BODIES, frame_skips, load_models
 from tamherd_jax.physics.planar.constants import PlanarTree, read_tree, stack_trees
 from tamherd_jax.physics.planar.dynamics import SolverOptions
 from tamherd_jax.physics.planar.kernel import Batch, chunked_step, is_literal, pallas_step, xla_step
@@ -25,9 +25,9 @@ FORM_VARIABLE = "TAMHERD_PLANAR_FORM"
 
 
 @functools.cache
-def body_table() -> PlanarTree:
-    """Constants of `BODIES`, a row each."""
-    return stack_trees([read_tree(load_model(body), frames) for body, frames in zip(BODIES, FRAME_SKIP, strict=True)])
+def body_table(bodies: tuple[str, ...] = DEFAULT_BODIES) -> PlanarTree:
+    """Return the constants of bodies by name, a row each, padded to their common layout."""
+    return stack_trees([read_tree(model, n) for model, n in zip(load_models(bodies), frame_skips(bodies), strict=True)])
 
 
 def planar_step(
@@ -141,7 +141,7 @@ class PlanarPhysics:
     name = "planar"
 
     def __init__(self, form: str = "auto", options: SolverOptions | None = None, table: PlanarTree | None = None):
-        """A backend for the bodies of `table`, by default `BODIES`.
+        """A backend for the bodies of `table`, by default the paper's.
 
         Args:
           form: see `planar_step`.
@@ -154,6 +154,11 @@ class PlanarPhysics:
         self.form = _known_form(form)
         self.options = options or SolverOptions()
         self.table = body_table() if table is None else table
+
+    @classmethod
+    def of_bodies(cls, bodies: tuple[str, ...]) -> "PlanarPhysics":
+        """Return the backend for bodies by name."""
+        return cls(table=body_table(bodies))
 
     @classmethod
     def of_models(cls, models: Sequence[Any], frames: Sequence[int]) -> "PlanarPhysics":
