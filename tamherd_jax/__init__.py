@@ -6,7 +6,7 @@ The names below are loaded on first use; the subpackages hold the rest.
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Locomotion": "envs",
