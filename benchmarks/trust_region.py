@@ -1,7 +1,8 @@
 """MAML's mathematics without an environment: 20 tasks x 10 episodes x 100 steps of random data, 64-64 policy.
 
 The meta-gradient, one product with the curvature of the mean KL divergence through the inner step, and the whole trust-region
-step (10 products, line search). PyTorch does the same where it is installed.
+step (10 products, line search): as the learner takes it, products written out, and by automatic differentiation of all tasks
+at once. PyTorch does the same where it is installed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from benchmarks.cases import Call, Case, Mode, Program, Quoted
 from benchmarks.quoted import METAWORLD_ALGORITHMS
 from tamherd_jax.distributions import gaussian_log_prob
-from tamherd_jax.maml import MAML, MAMLConfig, gauss_newton
+from tamherd_jax.maml import MAML, MAMLConfig, gauss_newton, trpo_step
 from tamherd_jax.maml.learner import Batch
 
 OBSERVATIONS, ACTIONS = 17, 6
@@ -64,6 +65,27 @@ class Problem:
 
         return gauss_newton(lambda theta: self.outputs(theta, support, query), params, metric)[2](params)
 
+    def general_step(self, params: Any, support: Batch, query: Batch) -> Any:
+        """The trust-region step by automatic differentiation of `[M, R, T, ...]` arrays, all tasks at once."""
+        rows = self.learner._outer_problem(support, query)
+        shape = query.valid.shape
+
+        def flat(tree: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf.reshape(shape[0], -1, leaf.shape[-1]), tree)
+
+        def metric(old: Any, tangent: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf.reshape(*shape, -1), rows.metric(flat(old), flat(tangent)))
+
+        with jax.default_matmul_precision("highest"):
+            return trpo_step(
+                lambda theta: self.outputs(theta, support, query),
+                lambda old, new: rows.loss(flat(old), flat(new)),
+                lambda old, new: rows.kl(flat(old), flat(new)),
+                metric,
+                params,
+                self.learner.config.trpo,
+            )
+
     def program(self, fn: Any) -> Program:
         """A function of parameters and data as a program."""
         return Program(fn, (self.params, self.support, self.query))
@@ -88,6 +110,7 @@ def cases(mode: Mode) -> list[Case | Quoted]:
     }
     if mode.name != "quick":  # there it is the epoch's update
         jobs["trust-region step"] = lambda: make(False).program(make(False).learner._outer_step)
+        jobs["trust-region step, automatic differentiation"] = lambda: make(False).program(make(False).general_step)
     if importlib.util.find_spec("torch") is not None and mode.name != "quick" and not mode.accelerator:
         jobs |= {
             "PyTorch meta-gradient": lambda: torch_job(size, step=False),

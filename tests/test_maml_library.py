@@ -182,6 +182,58 @@ def test_any_optax_transformation_adapts():
 # Many tasks -----------------------------------------------------------------------------------------------------------
 
 
+OPTIMIZERS = {"adam": lambda: optax.adam(0.1), "clip": lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_meta_gradients_at_a_zero_inner_gradient_are_finite(name):
+    """A solved task, and a parameter that the loss does not see: the clipped step is the plain one, Adam's slope 0.1 / eps."""
+    optimizer = OPTIMIZERS[name]()
+    solved = jax.jacobian(lambda theta: adapt(quadratic, theta, C, optimizer=optimizer))(jnp.asarray(C))
+    if name == "clip":
+        np.testing.assert_allclose(solved, np.eye(3) - 0.1 * A, rtol=1e-9)
+    assert np.isfinite(solved).all()
+    np.testing.assert_array_equal(adapt(quadratic, C, C, steps=3, optimizer=optimizer), C)
+
+    def unseen(theta):
+        return jnp.sum(theta[:2] ** 2)
+
+    for steps in (1, 3, 9):
+        theta = jnp.array([0.4, -0.3, 0.2])
+        slopes = jax.jacobian(lambda theta, n=steps: adapt(unseen, theta, steps=n, optimizer=optimizer))(theta)
+        assert np.isfinite(slopes).all()
+        np.testing.assert_allclose(slopes[2], [0.0, 0.0, 1.0], atol=1e-10)
+
+
+def dtypes(tree):
+    return jax.tree.map(lambda leaf: leaf.dtype, tree)
+
+
+@pytest.mark.parametrize("steps", [1, 9])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_parameters_keep_their_dtype(dtype, steps):
+    """Whatever the precision of the step size and of the rest of the state, for steps written out and in a loop."""
+    theta = {"w": jnp.asarray(THETA, dtype), "b": jnp.zeros((), "float32")}
+
+    def loss(theta):
+        return jnp.sum(theta["w"] ** 2) + theta["b"] ** 2
+
+    options = [{"step_size": jnp.asarray(0.1, kind)} for kind in ("float32", "float64")]
+    options += [{"optimizer": make()} for make in OPTIMIZERS.values()]
+    for option in options:
+        adapted = jax.jit(lambda theta, option=option: adapt(loss, theta, steps=steps, **option))(theta)
+        assert dtypes(adapted) == dtypes(theta)
+        assert float(loss(adapted)) < float(loss(theta))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_conjugate_gradient_keeps_the_dtype_of_the_right_side(dtype):
+    b = {"x": jnp.ones(3, dtype), "y": jnp.ones(2, "float32")}
+    x = conjugate_gradient(lambda v: jax.tree.map(lambda leaf: jnp.float64(2.0) * leaf.astype("float64"), v), b, 4)
+    assert dtypes(x) == dtypes(b)
+    jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf.astype("float32"), 0.5, rtol=1e-2), x)
+
+
 @pytest.mark.parametrize("tasks_at_once", [None, 1, 2])
 def test_a_meta_gradient_is_the_mean_over_tasks_however_it_is_cut(tasks_at_once):
     params, apply = bare()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +52,12 @@ def adapt(
       first_order: treat the inner gradient as a constant, so that `d theta' / d theta = I`.
       mask: static; a tree of Booleans of the structure of `params` or of its upper part, or a function from `params` to one.
         Parameters under False are not adapted (ANIL, CAVIA). All are by default.
-      optimizer: an optax transformation that takes the place of `step_size`, its state fresh at the first step. Adam needs
-        `eps_root > 0` to be differentiated: its root has no derivative at a zero gradient.
+      optimizer: an optax transformation that takes the place of `step_size`, its state fresh at the first step. Where an entry
+        of the gradient is exactly 0, its derivatives are taken at 1e-12 instead, so that those of roots and norms (Adam,
+        clipping) are finite. Adam's slope there is `1 / eps`; `eps_root` makes it smaller.
 
     Returns:
-      Adapted parameters, the structure of `params`.
+      Adapted parameters, the structure and dtypes of `params`.
 
     Raises:
       ValueError: the loss is not a scalar, `steps` is negative, or `step_size` or `mask` do not fit `params`.
@@ -187,9 +188,21 @@ def hvp(f: Callable[[Params], jax.Array], params: Params, vector: Params) -> Par
     return jax.jvp(jax.grad(f), (params,), (vector,))[1]
 
 
-def gauss_newton(
-    outputs: Callable[[Params], Any], params: Params, metric: Callable[[Any, Any], Any]
-) -> tuple[Any, Callable[[Any], Params], Callable[[Params], Params]]:
+class Linearization(NamedTuple):
+    """A map from parameters to outputs at one point: its value, and products with its Jacobian J and a metric G.
+
+    Attributes:
+      value: outputs at the parameters.
+      pullback: `c -> J^T c`, a tree like the parameters.
+      product: `v -> J^T G J v`, likewise.
+    """
+
+    value: Any
+    pullback: Callable[[Any], Params]
+    product: Callable[[Params], Params]
+
+
+def gauss_newton(outputs: Callable[[Params], Any], params: Params, metric: Callable[[Any, Any], Any]) -> Linearization:
     """Linearise `outputs` once and return products with its Jacobian J and with `J^T G J`.
 
     Where the outputs parametrise distributions and G is the Fisher metric on them, `J^T G J` is the Hessian of
@@ -202,8 +215,7 @@ def gauss_newton(
       metric: `(outputs, tangent) -> cotangent`, the product with G.
 
     Returns:
-      `(outputs(params), pullback, product)`: `pullback(c) = J^T c` and `product(v) = J^T G J v`. The activations of the
-      linearisation are computed once and shared by all calls.
+      `(outputs(params), pullback, product)`. The activations of the linearisation are computed once and shared by all calls.
 
     Raises:
       ValueError: on the first product, if what `metric` returns is not like the outputs.
@@ -221,11 +233,11 @@ def gauss_newton(
         check_same_tree("what metric returns", cotangent, "the outputs", value)
         return pullback(cotangent)
 
-    return value, pullback, product
+    return Linearization(value, pullback, product)
 
 
 def conjugate_gradient(
-    product: Callable[[Params], Params], b: Params, iterations: int = 10, tolerance: float = 1e-10
+    product: Callable[[Params], Params], b: Params, iterations: int = 10, tolerance: float | jax.Array = 1e-10
 ) -> Params:
     """Approximate solution x of `A x = b` after at most `iterations` steps of conjugate gradient from x = 0.
 
@@ -236,14 +248,25 @@ def conjugate_gradient(
       tolerance: stop once the squared residual is below it.
 
     Returns:
-      Like `b`. Without a `while`, so that learners batched by `vmap` do not wait for, or disturb, each other, and gradients
-      can be taken through all steps.
+      Like `b`, in its dtypes. Without a `while`, so that learners batched by `vmap` do not wait for, or disturb, each other,
+      and gradients can be taken through all steps.
 
     Raises:
       ValueError: `product(b)` is not like `b`.
 
     Source: Hestenes and Stiefel (1952); garage `conjugate_gradient_optimizer.py`.
     """
+    return solve_with_residual(product, b, iterations, tolerance)[0]
+
+
+def solve_with_residual(
+    product: Callable[[Params], Params], b: Params, iterations: int = 10, tolerance: float | jax.Array = 1e-10
+) -> tuple[Params, Params]:
+    """Return the solution x of `conjugate_gradient`, and its residual `b - A x`, which it knows without another product.
+
+    Arguments, errors and source are those of `conjugate_gradient`.
+    """
+    b = jax.tree.map(jnp.asarray, b)
     check_same_tree("what product returns", jax.eval_shape(product, b), "b", b)
 
     def step(carry, _):
@@ -251,15 +274,21 @@ def conjugate_gradient(
         active = rr > tolerance
         image = product(direction)
         alpha = jnp.where(active, rr / jnp.where(active, _dot(direction, image), 1.0), 0.0)
-        x = jax.tree.map(lambda x, d: x + alpha * d, x, direction)
-        residual = jax.tree.map(lambda r, i: r - alpha * i, residual, image)
+        x = _like(x, jax.tree.map(lambda x, d: x + alpha * d, x, direction))
+        residual = _like(residual, jax.tree.map(lambda r, i: r - alpha * i, residual, image))
         rr_next = jnp.where(active, _dot(residual, residual), rr)
         beta = jnp.where(active, rr_next / jnp.where(active, rr, 1.0), 0.0)
-        direction = jax.tree.map(lambda r, d: jnp.where(active, r + beta * d, d), residual, direction)
-        return (x, residual, direction, rr_next), None
+        following = jax.tree.map(lambda r, d: jnp.where(active, r + beta * d, d), residual, direction)
+        return (x, residual, _like(direction, following), rr_next), None
 
     start = (jax.tree.map(jnp.zeros_like, b), b, b, _dot(b, b))
-    return jax.lax.scan(step, start, None, length=iterations)[0][0]
+    x, residual, _, _ = jax.lax.scan(step, start, None, length=iterations)[0]
+    return x, residual
+
+
+def _like(template: Any, tree: Any) -> Any:
+    """A tree in the dtypes of another: arithmetic with a scalar array of more precision must not change a loop's carry."""
+    return jax.tree.map(lambda old, new: jnp.asarray(new, jnp.result_type(old)), template, tree)
 
 
 def _dot(a: Any, b: Any) -> jax.Array:
@@ -317,20 +346,40 @@ def _broadcast(name: str, prefix: Any, params: Params) -> list[Any]:
 
 
 def _sgd(step_sizes: list[Any]) -> Callable[[Params, Params, Any], tuple[Params, Any]]:
-    """The update `p - alpha g`, without a state."""
+    """The update `p - alpha g`, without a state, in the dtypes of the parameters."""
 
     def update(gradient: Params, theta: Params, state: Any) -> tuple[Params, Any]:
         sizes = jax.tree.unflatten(jax.tree.structure(theta), step_sizes)
-        return jax.tree.map(lambda p, g, a: p - a * g, theta, gradient, sizes), state
+        return _like(theta, jax.tree.map(lambda p, g, a: p - a * g, theta, gradient, sizes)), state
 
     return update
 
 
 def _optax(optimizer: optax.GradientTransformation) -> Callable[[Params, Params, Any], tuple[Params, Any]]:
-    """The update of an optax transformation."""
+    """The update of an optax transformation, in the dtypes of the parameters and of the state."""
 
     def update(gradient: Params, theta: Params, state: Any) -> tuple[Params, Any]:
-        updates, state = optimizer.update(gradient, state, theta)
-        return optax.apply_updates(theta, updates), state
+        updates, after = optimizer.update(gradient, state, theta)
+        return optax.apply_updates(theta, updates), _like(state, after)
 
-    return update
+    def differentiable(gradient: Params, theta: Params, state: Any) -> tuple[Params, Any]:
+        exact = update(gradient, theta, state)
+        beside = update(jax.tree.map(_off_zero, gradient), theta, state)
+        return jax.tree.map(_value_and_derivative, exact, beside)
+
+    return differentiable
+
+
+def _off_zero(gradient: jax.Array) -> jax.Array:
+    """The gradient with 1e-12 added where it is exactly 0, and its own derivative."""
+    return gradient + jax.lax.stop_gradient(jnp.where(gradient == 0, 1e-12, 0.0).astype(gradient.dtype))
+
+
+def _value_and_derivative(value: Any, derivative: Any) -> Any:
+    """The first argument with the derivative of the second. What has none, such as a count, is the first.
+
+    At a gradient of exactly 0 automatic differentiation of a norm or a root multiplies 0 by infinity; beside it all is finite.
+    """
+    if not _is_float(value):
+        return value
+    return jax.lax.stop_gradient(value) + (derivative - jax.lax.stop_gradient(derivative))

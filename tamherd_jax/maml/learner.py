@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import struct
 from tamherd_jax.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob, sample_gaussian
 from tamherd_jax.envs.episodes import collect_episodes
 from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
+from tamherd_jax.maml.adapted_policies import AdaptedPolicies
 from tamherd_jax.maml.advantages import (
     AdvantageScale,
     discounted_returns,
@@ -22,7 +23,8 @@ from tamherd_jax.maml.advantages import (
     normalize_advantages,
 )
 from tamherd_jax.maml.baseline import linear_baseline
-from tamherd_jax.maml.kernels import adapt
+from tamherd_jax.maml.kernels import UNROLLED, adapt
+from tamherd_jax.maml.over_tasks import map_tasks
 from tamherd_jax.maml.trpo import TRPOConfig, trpo_step
 from tamherd_jax.networks import GaussianPolicy, ValueNetwork
 from tamherd_jax.types import Episodes, EpochMetrics, Params, TaskEnv
@@ -149,6 +151,27 @@ class Outcome(NamedTuple):
     nonfinite: jax.Array
 
 
+Distributions: TypeAlias = tuple[jax.Array, jax.Array]
+"""Means and log standard deviations of M adapted policies, `[M, B, A]` each."""
+
+
+class OuterProblem(NamedTuple):
+    """The arguments of `trpo_step` for an outer step over M tasks; B = R T steps of a task's query episodes.
+
+    Attributes:
+      outputs: theta to the adapted policies' `Distributions` at the query observations.
+      loss, kl: `(old, new) -> []`, means over tasks of means over valid steps.
+      metric: `(distributions, tangent) -> cotangent`, the Hessian of `kl` at equality.
+      policies: `outputs` again, with its linearisation written out.
+    """
+
+    outputs: Callable[[Params], Distributions]
+    loss: Callable[[Distributions, Distributions], jax.Array]
+    kl: Callable[[Distributions, Distributions], jax.Array]
+    metric: Callable[[Distributions, Distributions], Distributions]
+    policies: AdaptedPolicies
+
+
 class MAML:
     """Model-agnostic meta-learning with a trust-region outer step (Finn et al. 2017; garage `MAMLTRPO`; spec 1).
 
@@ -264,49 +287,35 @@ class MAML:
             log_prob = gaussian_log_prob(episodes.actions, *self.distribution(policy, episodes.obs))
         return Batch(episodes.obs, episodes.actions, log_prob, advantages, episodes.valid)
 
-    def _inner_loss(self, params: Any, batch: Batch) -> jax.Array:
+    def _inner_loss(self, params: Params, batch: Batch) -> jax.Array:
         """`-mean_valid log pi(a|s) A`, or of `A pi / pi_old`, over one task's own batch."""
-        log_prob = gaussian_log_prob(batch.actions, *self.distribution(params, batch.obs))
+        return self._output_loss(*self.distribution(params, batch.obs), batch)
+
+    def _output_loss(self, mean: jax.Array, log_std: jax.Array, batch: Batch) -> jax.Array:
+        """The inner loss of a policy's outputs `[..., A]` at the batch's observations."""
+        log_prob = gaussian_log_prob(batch.actions, mean, log_std)
         weight = log_prob if self.config.inner_loss == "likelihood" else jnp.exp(log_prob - batch.log_prob)
         return -masked_mean(weight * batch.advantages, batch.valid)
 
-    def _adapt(self, params: Any, batch: Batch) -> Any:
+    def _adapt(self, params: Params, batch: Batch) -> Params:
         c = self.config
         with jax.default_matmul_precision("highest"):
             return adapt(
                 self._inner_loss, params, batch, step_size=c.inner_step_size, steps=c.inner_steps, first_order=c.first_order
             )
 
-    def _outer_step(self, params: Any, support: Batch, query: Batch, epoch: Any = 0) -> tuple[Any, dict[str, jax.Array]]:
+    def _outer_step(
+        self, params: Params, support: Batch, query: Batch, epoch: jax.Array | int = 0
+    ) -> tuple[Params, dict[str, jax.Array]]:
         """Trust-region step on the adapted policies' behaviour on the query batches (leaves `[M, R, T, ...]`)."""
-
-        def outputs(theta):
-            adapted = jax.vmap(self._adapt, in_axes=(None, 0))(theta, support)
-            return jax.vmap(self.distribution)(adapted, query.obs)
-
-        def per_task_mean(x):
-            return jnp.mean(jax.vmap(masked_mean)(x, query.valid))
-
-        def loss(old, new):
-            weight = gaussian_log_prob(query.actions, *new)
-            if self.config.outer_loss == "ratio":
-                weight = jnp.exp(weight - gaussian_log_prob(query.actions, *old))
-            objective = per_task_mean(weight * query.advantages)
-            if self.config.has_entropy_bonus:
-                objective += self.config.entropy_coefficient_at(epoch) * per_task_mean(gaussian_entropy(new[1]))
-            return -objective
-
-        def kl(old, new):
-            return per_task_mean(gaussian_kl(*old, *new))
-
-        count = jnp.maximum(jnp.sum(query.valid, axis=(1, 2), keepdims=True), 1.0)
-        weight = (query.valid / count / self.meta_batch_size)[..., None]
-
-        def metric(old, tangent):
-            return weight * jnp.exp(-2.0 * old[1]) * tangent[0], 2.0 * weight * tangent[1]
-
+        problem = self._outer_problem(support, query, epoch)
+        outputs, linearization = problem.outputs, None
+        if self.config.inner_steps <= UNROLLED:  # more would be too large a program
+            outputs, linearization = problem.policies.outputs, problem.policies.linearize(params)
         with jax.default_matmul_precision("highest"):
-            params, info = trpo_step(outputs, loss, kl, metric, params, self.config.trpo, epoch)
+            params, info = trpo_step(
+                outputs, problem.loss, problem.kl, problem.metric, params, self.config.trpo, epoch, linearization
+            )
         return params, {
             "loss_before": info.loss_before,
             "loss_after": info.loss_after,
@@ -315,6 +324,39 @@ class MAML:
             "backtracks": info.backtracks,
             "mean_log_std": jnp.mean(params["params"]["log_std"]),
         }
+
+    def _outer_problem(self, support: Batch, query: Batch, epoch: jax.Array | int = 0) -> OuterProblem:
+        """The constrained problem of the outer step, from batches `[M, R, T, ...]`."""
+        c = self.config
+        support, query = (jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[3:]), batch) for batch in (support, query))
+
+        def outputs(theta: Params) -> Distributions:
+            return map_tasks(lambda batch, obs: self.distribution(self._adapt(theta, batch), obs), support, query.obs)
+
+        def per_task_mean(x: jax.Array) -> jax.Array:
+            return jnp.mean(jax.vmap(masked_mean)(x, query.valid))
+
+        def loss(old: Distributions, new: Distributions) -> jax.Array:
+            weight = gaussian_log_prob(query.actions, *new)
+            if c.outer_loss == "ratio":
+                weight = jnp.exp(weight - gaussian_log_prob(query.actions, *old))
+            objective = per_task_mean(weight * query.advantages)
+            if c.has_entropy_bonus:
+                objective += c.entropy_coefficient_at(epoch) * per_task_mean(gaussian_entropy(new[1]))
+            return -objective
+
+        def kl(old: Distributions, new: Distributions) -> jax.Array:
+            return per_task_mean(gaussian_kl(*old, *new))
+
+        weights = query.valid / jnp.maximum(jnp.sum(query.valid, axis=1, keepdims=True), 1.0) / self.meta_batch_size
+
+        def metric(old: Distributions, tangent: Distributions) -> Distributions:
+            return weights[..., None] * jnp.exp(-2.0 * old[1]) * tangent[0], 2.0 * weights[..., None] * tangent[1]
+
+        policies = AdaptedPolicies(
+            self._output_loss, support.obs, support, query.obs, weights, c.inner_step_size, c.inner_steps, c.first_order
+        )
+        return OuterProblem(outputs, loss, kl, metric, policies)
 
 
 def _metrics(index: jax.Array, tasks: int, before: Outcome, after: Outcome, diagnostics: dict) -> EpochMetrics:

@@ -13,7 +13,7 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from tamherd_jax.maml._checks import check_scalar
-from tamherd_jax.maml.kernels import Params, conjugate_gradient, gauss_newton
+from tamherd_jax.maml.kernels import Linearization, Params, gauss_newton, solve_with_residual
 from tamherd_jax.validation import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -99,6 +99,7 @@ def trpo_step(
     params: Params,
     config: TRPOConfig = TRPOConfig(),
     step: jax.Array | int = 0,
+    linearization: Linearization | None = None,
 ) -> tuple[Params, TRPOInfo]:
     """One constrained step: minimise `loss(outputs_old, outputs(theta))` subject to `kl(outputs_old, outputs(theta)) <= delta`.
 
@@ -114,6 +115,8 @@ def trpo_step(
       params: theta.
       config: settings.
       step: `[]`, how many steps came before, for a delta that decays.
+      linearization: of `outputs` at `params`, where a faster one is known than automatic differentiation's
+        (`maml.adapted_policies`).
 
     Returns:
       New parameters and a `TRPOInfo`. A non-finite direction becomes zero, entry by entry, and a trial that is not finite
@@ -122,10 +125,10 @@ def trpo_step(
     Raises:
       ValueError: `loss` or `kl` is not a scalar, or `metric` returns what is not like the outputs.
 
-    Source: Schulman et al. (2015) appendix C; garage `conjugate_gradient_optimizer.py` (spec 1.5).
+    Source: Schulman et al. (2015) appendix C; garage `conjugate_gradient_optimizer.py`.
     """
     flat, unravel = ravel_pytree(params)
-    old, pullback, product = gauss_newton(outputs, params, metric)
+    old, pullback, product = gauss_newton(outputs, params, metric) if linearization is None else linearization
     for name, function in (("loss", loss), ("kl", kl)):
         check_scalar(f"the value of {name}", jax.eval_shape(function, old, old))
     loss_before, loss_gradient = jax.value_and_grad(loss, argnums=1)(old, old)
@@ -134,10 +137,11 @@ def trpo_step(
     def damped(vector: jax.Array) -> jax.Array:
         return ravel_pytree(product(unravel(vector)))[0] + config.cg_damping * vector
 
-    direction = conjugate_gradient(damped, gradient, config.cg_iterations, config.cg_tolerance)
+    direction, residual = solve_with_residual(damped, gradient, config.cg_iterations, config.cg_tolerance)
+    curvature = jnp.vdot(direction, gradient - residual)  # x^T A x
     direction = jnp.where(jnp.isfinite(direction), direction, 0.0)
     max_kl = config.max_kl_at(step)
-    size = jnp.sqrt(2.0 * max_kl / (jnp.vdot(direction, damped(direction)) + 1e-8))
+    size = jnp.sqrt(2.0 * max_kl / (curvature + 1e-8))
     full_step = jnp.where(jnp.isfinite(size), size, 1.0) * direction
 
     def trial(backtracks: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
