@@ -1,18 +1,30 @@
 """The learner axis: one compiled program for any number of learners that never communicate, over devices and processes.
 
-All of `jax.pmap` is in this module, so that a move to `jax.shard_map` touches nothing else.
+`ROUTE` says whether `jax.pmap` or `jax.shard_map` deals learners to devices; both are in this module and give the same bits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
+Route: TypeAlias = Literal["pmap", "shard_map"]
+ROUTE: Route = "pmap"
+"""Default of `map_learners`."""
+SILENCE = 300.0
+"""Seconds without a result after which a line on stderr says so, and again after as long."""
+
+_log = logging.getLogger(__name__)
 _MEMORY_SHARE = 0.8  # of a device's free memory that a program may plan for; the rest is for fragmentation
 
 
@@ -22,6 +34,7 @@ def map_learners(
     per_call: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     donate: tuple[int, ...] = (),
+    route: Route | None = None,
 ) -> Callable[..., Any]:
     """Extend `fn`, written for one learner, to a leading axis of L learners.
 
@@ -40,17 +53,28 @@ def map_learners(
       devices: of this process; by default its first.
       donate: arguments whose memory an accelerator may reuse for results. Where one call of one device takes all learners,
         that is the memory of the caller's own arrays, which are gone then; a copy of large states might not fit.
+      route: JAX's function that runs a program on several devices; the results are the same to the bit. `ROUTE` by default.
 
     Returns:
       The function of `[L, ...]` arguments, compiled on its first call. From several devices results come back as numpy arrays
-      (rows of one array on several devices could not be cut and joined without communication).
+      (rows of one array on several devices could not be cut and joined without communication). A program that calls back to
+      Python, as MuJoCo C's physics does, runs on one CPU device however many there are, with one line of warning: callbacks on
+      several wait for each other's threads without end (JAX issue 24255).
 
     Raises:
-      ValueError: `per_call` is less than 1.
+      ValueError: `per_call` is less than 1, or there is no such route.
     """
     if per_call is not None and per_call < 1:
         raise ValueError(f"learners per call must be at least 1, not {per_call}")
-    return _LearnerMap(fn, in_axes, per_call, devices, donate)
+    route = ROUTE if route is None else route
+    if route not in _ROUTES:
+        raise ValueError(f"route must be one of {', '.join(_ROUTES)}, not {route!r}")
+    return _LearnerMap(fn, in_axes, per_call, devices, donate, route)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use: the number of CPU devices that keeps all of them busy."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def concatenate(parts: Sequence[Any], axis: int = 0) -> Any:
@@ -110,8 +134,11 @@ class _LearnerMap:
         per_call: int | None,
         devices: Sequence[jax.Device] | None,
         donate: tuple[int, ...],
+        route: Route,
     ):
-        self._fn, self._in_axes, self._per_call = fn, in_axes, per_call
+        # Traced once, though it is traced as part of other functions.
+        self._fn = jax.jit(fn, inline=True)
+        self._in_axes, self._per_call, self._route = in_axes, per_call, route
         self._devices = tuple(jax.local_devices()[:1] if devices is None else devices)
         # On a CPU an array can be numpy memory that someone else still reads.
         self._donate = () if self._devices[0].platform == "cpu" else donate
@@ -120,13 +147,25 @@ class _LearnerMap:
 
     def __call__(self, *args: Any) -> Any:
         count = next(jax.tree.leaves(arg)[0].shape[0] for arg, axis in zip(args, self._in_axes, strict=True) if axis == 0)
+        width = self._width(args, count)
+        with _watched(f"{count} learners on {width} {self._devices[0].platform} devices"):
+            rows, program = self._plan(args, count, width)
+            outputs = []
+            for start in range(0, count, width * rows):
+                out = program(*self._part(args, start, count, width, rows))
+                outputs.append(_collect(out, min(width * rows, count - start), width, rows, self._stacked(width, rows)))
+            return jax.tree.map(lambda *leaves: concatenate(leaves), *outputs)
+
+    def _width(self, args: tuple[Any, ...], count: int) -> int:
+        """The number of devices to use."""
         width = min(len(self._devices), count)
-        rows, program = self._plan(args, count, width)
-        outputs = []
-        for start in range(0, count, width * rows):
-            out = program(*self._part(args, start, count, width, rows))
-            outputs.append(_collect(out, min(width * rows, count - start), width, rows))
-        return jax.tree.map(lambda *leaves: concatenate(leaves), *outputs)
+        if width == 1 or self._devices[0].platform != "cpu":
+            return width
+        if not _calls_python(self._fn.trace(*self._part(args, 0, count, 1, 1, alone=True)).jaxpr.jaxpr):
+            return width
+        _warn_once("a program that calls Python, such as MuJoCo C's physics, runs on one CPU device: on several it would hang")
+        self._devices = self._devices[:1]
+        return 1
 
     def _plan(self, args: tuple[Any, ...], count: int, width: int) -> tuple[int, Any]:
         """Learners a device and call, and their program; measured once for each shape of arguments."""
@@ -147,17 +186,23 @@ class _LearnerMap:
             if width == 1:
                 program = jax.jit(_of_one(fn, self._in_axes) if rows == 1 else fn, donate_argnums=self._donate)
             else:
-                devices = self._devices[:width]
-                program = jax.pmap(fn, in_axes=self._in_axes, devices=devices, donate_argnums=self._donate)
+                program = _ROUTES[self._route](fn, self._in_axes, rows, self._devices[:width], self._donate)
             self._programs[width, rows] = program
         return self._programs[width, rows]
 
-    def _part(self, args: tuple[Any, ...], start: int, count: int, width: int, rows: int) -> list[Any]:
-        """The arguments of one call, padded by repeating the last learner; not copied where it takes all learners."""
-        if width == 1 and rows == count:
+    def _stacked(self, width: int, rows: int) -> bool:
+        """Whether a call's learners have an axis of devices before their own."""
+        return self._route == "pmap" and width > 1 and rows > 1
+
+    def _part(self, args: tuple[Any, ...], start: int, count: int, width: int, rows: int, alone: bool = False) -> list[Any]:
+        """The arguments of one call, padded by repeating the last learner; not copied where it takes all learners.
+
+        With `alone` those of one learner, without an axis of learners.
+        """
+        if width == 1 and rows == count and not alone:
             return list(args)
         index = np.minimum(np.arange(start, start + width * rows), count - 1)
-        pick = index.reshape(width, rows) if width > 1 and rows > 1 else index
+        pick = index.reshape(width, rows) if self._stacked(width, rows) else index[0] if alone else index
         return [
             arg if axis is None else jax.tree.map(lambda leaf: leaf[pick], arg)
             for arg, axis in zip(args, self._in_axes, strict=True)
@@ -186,6 +231,68 @@ def _of_one(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable
     return mapped
 
 
+def _pmapped(
+    fn: Callable[..., Any], in_axes: tuple[int | None, ...], rows: int, devices: Sequence[jax.Device], donate: tuple[int, ...]
+) -> Any:
+    """`fn` of `[rows, ...]` learners, or of one, on each of several devices, by `jax.pmap`."""
+    return jax.pmap(fn, in_axes=in_axes, devices=devices, donate_argnums=donate)
+
+
+def _shard_mapped(
+    fn: Callable[..., Any], in_axes: tuple[int | None, ...], rows: int, devices: Sequence[jax.Device], donate: tuple[int, ...]
+) -> Any:
+    """The same by `jax.shard_map`, of `[devices rows, ...]`."""
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("learners",))
+    split, whole = jax.P("learners"), jax.P()
+    specs = tuple(whole if axis is None else split for axis in in_axes)
+    local = _of_one(fn, in_axes) if rows == 1 else fn
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    placed = tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(mapped, in_shardings=placed, donate_argnums=donate)
+
+
+_ROUTES = {"pmap": _pmapped, "shard_map": _shard_mapped}
+
+
+_CALLBACKS = ("pure_callback", "io_callback", "debug_callback")
+
+
+def _calls_python(jaxpr: Jaxpr) -> bool:
+    """Whether a program has a callback to Python anywhere."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _CALLBACKS:
+            return True
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
+            inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+            if isinstance(inner, Jaxpr) and _calls_python(inner):
+                return True
+    return False
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)
+
+
+@contextlib.contextmanager
+def _watched(what: str) -> Iterator[None]:
+    """Say on stderr, every `SILENCE` seconds, that the block has not ended: a hang has no other sign."""
+    done = threading.Event()
+
+    def watch() -> None:
+        minutes = SILENCE / 60
+        while not done.wait(SILENCE):
+            _log.warning("no result of %s for %.0f minutes; a first call compiles, any other may hang", what, minutes)
+            minutes += SILENCE / 60
+
+    watcher = threading.Thread(target=watch, name="watchdog", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
 def free_memory(device: jax.Device) -> int | None:
     """Bytes of a device's memory that a program may plan for; None where the device keeps no account (a CPU)."""
     stats = device.memory_stats()
@@ -209,11 +316,11 @@ def _evenly(share: int, limit: int) -> int:
     return -(-share // calls)
 
 
-def _collect(out: Any, keep: int, width: int, rows: int) -> Any:
+def _collect(out: Any, keep: int, width: int, rows: int, stacked: bool) -> Any:
     """`[keep, ...]` results of a call without its padding."""
     if width > 1:
         out = jax.tree.map(_to_host, out)
-    if width > 1 and rows > 1:
+    if stacked:
         out = jax.tree.map(lambda leaf: leaf.reshape(width * rows, *leaf.shape[2:]), out)
     if width == 1 and rows == keep:
         return out

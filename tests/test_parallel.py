@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,21 @@ def test_pmap_has_the_bits_of_a_loop_for_any_number_of_learners(tmp_path):
     )
 
 
+def test_shard_map_has_the_bits_of_pmap(tmp_path):
+    """One learner a device, several, and a padded last call; keys, shared arguments and results on the host."""
+    eight_devices(
+        _EPOCH
+        + """
+        options = {"devices": jax.devices()}, {"devices": jax.devices()[:2], "per_call": 2}
+        for count, choice in ((11, options[0]), (7, options[1])):
+            keys = jax.random.split(jax.random.key(0), count)
+            args = keys, np.uint32(1), jax.vmap(learner.init)(keys), np.ones((count, 4), np.float32)
+            jax.tree.map(np.testing.assert_array_equal, *(maps(route=name, **choice)(*args) for name in ("pmap", "shard_map")))
+        """,
+        tmp_path,
+    )
+
+
 def test_vmap_agrees_with_a_loop(tmp_path):
     """Learners batched in a call against one a call, on one device and on two, in one padded call and in several.
 
@@ -96,28 +112,56 @@ def test_vmap_agrees_with_a_loop(tmp_path):
     )
 
 
-def test_mujoco_steps_under_pmap(tmp_path):
-    """Eight devices call one pool of threads at once."""
-    eight_devices(
-        """
+@pytest.mark.parametrize("physics", ["mujoco", "planar"])
+def test_physics_steps_on_more_devices_than_cores(tmp_path, physics):
+    """A batch as large as a learner's, on eight devices, in finite time, with the numbers of one device.
+
+    MuJoCo C is called through Python, where several devices would wait for each other without end: it takes one, and says so.
+    """
+    said = eight_devices(
+        f"""
+        import logging, sys
         import jax, jax.numpy as jnp, numpy as np
         from tamherd_jax.envs import Locomotion, ml2, take_tasks
         from tamherd_jax.parallel import map_learners
 
-        env = Locomotion("mujoco")
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        env = Locomotion("{physics}")
 
         def walk(key):
-            states = jax.vmap(env.reset)(jax.random.split(key, 32), take_tasks(ml2().tasks, jnp.arange(32) % 4))
+            states = jax.vmap(env.reset)(jax.random.split(key, 200), take_tasks(ml2().tasks, jnp.arange(200) % 4))
             def step(states, k):
-                return jax.vmap(env.step)(states, jax.random.normal(k, (32, 6))), states.obs
-            return jax.lax.scan(step, states, jax.random.split(key, 20))[1]
+                return jax.vmap(env.step)(states, jax.random.normal(k, (200, 6))), states.obs
+            return jax.lax.scan(step, states, jax.random.split(key, 10))[1]
 
-        keys = jax.random.split(jax.random.key(0), 11)
+        keys = jax.random.split(jax.random.key(0), 9)
         one, several = map_learners(walk, (0,))(keys), map_learners(walk, (0,), devices=jax.devices())(keys)
         np.testing.assert_array_equal(np.asarray(one), several)
         """,
         tmp_path,
     )
+    assert said.count("runs on one CPU device") == (physics == "mujoco")
+
+
+def test_a_call_that_does_not_return_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(parallel, "SILENCE", 0.05)
+
+    def slow(x):
+        return jax.pure_callback(lambda x: (time.sleep(0.3), x)[1], x, x)
+
+    np.testing.assert_array_equal(np.asarray(map_learners(slow, (0,))(jnp.ones((2, 3)))), 1.0)
+    lines = [record.message for record in caplog.records]
+    assert lines
+    assert all(line.startswith("no result of 2 learners on 1 cpu devices for ") for line in lines)
+    monkeypatch.setattr(parallel, "SILENCE", 300.0)
+    caplog.clear()
+    map_learners(slow, (0,))(jnp.ones((1, 3)))
+    assert not caplog.records
+
+
+def test_an_unknown_route_is_refused():
+    with pytest.raises(ValueError, match="route must be one of pmap, shard_map, not 'xmap'"):
+        map_learners(lambda x: x, (0,), route="xmap")
 
 
 @pytest.mark.parametrize(("count", "per_call", "calls"), [(1, 4, 1), (4, 4, 1), (6, 4, 2), (9, 4, 3), (5, 1, 5), (3, None, 3)])
