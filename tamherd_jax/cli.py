@@ -179,7 +179,7 @@ def start_devices(options: Run) -> Any:
     """
     import jax
 
-    from tamherd_jax.parallel import start_processes  # imports nothing that would start JAX's devices
+    from tamherd_jax.parallel import cores, start_processes  # imports nothing that would start JAX's devices
 
     for name in ("devices", "learners_per_call", "processes"):
         value = getattr(options, name)
@@ -187,9 +187,10 @@ def start_devices(options: Run) -> Any:
             raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
     if not 0 <= options.checkpoint_every < float("inf"):
         raise ValueError(f"checkpoint every must be a number of seconds from 0, not {options.checkpoint_every}")
-    if options.devices and options.devices > 1 and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
+    count = options.devices or cores()  # on a CPU by default one device a core, so that learners train side by side
+    if count > 1 and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # devices are there already: as many as there are
-            jax.config.update("jax_num_cpu_devices", options.devices)
+            jax.config.update("jax_num_cpu_devices", count)
     start_processes(options.coordinator, options.processes, options.process_id)
     devices = jax.local_devices()
     if options.devices and options.devices > len(devices):

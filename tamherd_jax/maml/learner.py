@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -133,12 +134,12 @@ class MAMLState:
 @struct.dataclass
 class Batch:
     """One task's episodes as the losses want them: obs `[R, T, O]`, actions `[R, T, A]`; log_prob of the actions under the
-    policy that took them, advantages and valid `[R, T]`.
+    policy that took them (None where the inner loss does not use it), advantages and valid `[R, T]`.
     """
 
     obs: jax.Array
     actions: jax.Array
-    log_prob: jax.Array
+    log_prob: jax.Array | None
     advantages: jax.Array
     valid: jax.Array
 
@@ -247,22 +248,24 @@ class MAML:
         index = systematic_resample(draw_key, weights, self.meta_batch_size)
         drawn = take_tasks(tasks, index)
 
-        def phase(policies, keys):
-            """Episodes of every task with its own policy, and the policies adapted to them."""
+        def phase(policies, side):
+            """Episodes of every task with its own policy, and the policies that are adapted to the first side's."""
+            keys, adapts = side
             episodes = jax.vmap(lambda k, p, task: self._collect(k, p, task, self.config.episodes_per_task))(
                 keys, policies, drawn
             )
             paid = episodes
             if self._train_reward is not None:
                 paid = dataclasses.replace(episodes, rewards=self._train_reward(episodes, index, weights.size))
-            batch = jax.vmap(lambda p, e: self._batch(p, state.value_params, e))(policies, paid)
-            adapted = jax.vmap(self._adapt, in_axes=(None, 0))(state.params, batch)
+            batch = map_tasks(lambda p, e: self._batch(p, state.value_params, e), policies, paid)
+            adapt_all = functools.partial(map_tasks, functools.partial(self._adapt, state.params), batch)
+            adapted = jax.lax.cond(adapts, adapt_all, lambda: policies)
             return adapted, (batch, Outcome(episodes.returns, episodes.steps, episodes.nonfinite))
 
-        # One loop body for both sides: the physics is compiled once. The policies it ends with are not used.
+        # One loop body for both sides: the physics is compiled once.
         keys = jax.random.split(collect_key, (2, self.meta_batch_size))
         start = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.meta_batch_size, *leaf.shape)), state.params)
-        _, sides = jax.lax.scan(phase, start, keys)
+        _, sides = jax.lax.scan(phase, start, (keys, jnp.array([True, False])))
         (support, before), (query, after) = (jax.tree.map(lambda leaf, i=i: leaf[i], sides) for i in range(2))
         params, diagnostics = self._outer_step(state.params, support, query, state.epochs)
         state = dataclasses.replace(state, params=params, epochs=state.epochs + 1)
@@ -283,8 +286,10 @@ class MAML:
             episodes.rewards, values, episodes.valid, c.discount, c.gae_lambda
         )
         advantages = normalize_advantages(advantages, episodes.valid, c.advantage_scale)
-        with jax.default_matmul_precision("highest"):  # as in the losses: a ratio starts at 1
-            log_prob = gaussian_log_prob(episodes.actions, *self.distribution(policy, episodes.obs))
+        log_prob = None
+        if c.inner_loss == "ratio":
+            with jax.default_matmul_precision("highest"):  # as in the loss: the ratio starts at 1
+                log_prob = gaussian_log_prob(episodes.actions, *self.distribution(policy, episodes.obs))
         return Batch(episodes.obs, episodes.actions, log_prob, advantages, episodes.valid)
 
     def _inner_loss(self, params: Params, batch: Batch) -> jax.Array:
@@ -294,8 +299,10 @@ class MAML:
     def _output_loss(self, mean: jax.Array, log_std: jax.Array, batch: Batch) -> jax.Array:
         """The inner loss of a policy's outputs `[..., A]` at the batch's observations."""
         log_prob = gaussian_log_prob(batch.actions, mean, log_std)
-        weight = log_prob if self.config.inner_loss == "likelihood" else jnp.exp(log_prob - batch.log_prob)
-        return -masked_mean(weight * batch.advantages, batch.valid)
+        if self.config.inner_loss == "likelihood":
+            return -masked_mean(log_prob * batch.advantages, batch.valid)
+        assert batch.log_prob is not None, "a batch for the ratio has the log-probabilities of the policy that acted"
+        return -masked_mean(jnp.exp(log_prob - batch.log_prob) * batch.advantages, batch.valid)
 
     def _adapt(self, params: Params, batch: Batch) -> Params:
         c = self.config
