@@ -67,8 +67,8 @@ def whole_epoch(epoch: Epoch, weights: Sequence[float]) -> Program:
 
 
 def cases(mode: Mode) -> list[Case | Quoted]:
-    """Whole epochs by backend; the parts on the default backend."""
-    backends = mode.pick(("mujoco",), ("mujoco",), ("mujoco", "planar"), ("planar",))
+    """Whole epochs by backend; the parts on the first, the default one."""
+    backends = mode.pick(("mujoco",), ("planar", "mujoco"), ("planar", "mujoco"), ("planar",))
     draws = mode.pick(4, 20, 20)
     config = mode.pick(MAMLConfig(episodes_per_task=2, horizon=5), MAMLConfig(), MAMLConfig())
     make = functools.cache(lambda physics: Epoch(physics, draws, config))

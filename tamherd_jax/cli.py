@@ -65,7 +65,7 @@ class Run(EmbeddingOptions):
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """Seconds between checkpoints; 0 writes one after every epoch."""
     devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Devices that learners are dealt to. By default all of this process; on a CPU N makes N of it."""
+    """Devices that learners are dealt to. By default all of this process; a CPU counts as one a core, or as N."""
     learners_per_call: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Learners that one device trains at once. By default 1 on a CPU, elsewhere as many as its memory holds."""
     log_to: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tensorboard"
