@@ -17,6 +17,7 @@ from benchmarks.cases import Case, Mode, Program, Quoted
 from benchmarks.quoted import GARAGE
 from tamherd_jax.envs import Locomotion, ml2, systematic_resample, take_tasks
 from tamherd_jax.maml import MAML, MAMLConfig
+from tamherd_jax.maml.over_tasks import map_tasks
 
 ML2_WEIGHTS, CHEETAHS = (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 0.0, 0.0)
 
@@ -48,7 +49,7 @@ class Epoch:
             batch = self.learner._batch(state.params, state.value_params, episodes)
             return batch, self.learner._adapt(state.params, batch)
 
-        return jax.vmap(one)(episodes)
+        return map_tasks(one, episodes)
 
     def update(self, params: Any, support: Any, query: Any) -> Any:
         """The trust-region step."""
