@@ -5,7 +5,6 @@ Then what a finished run costs further: writing its result files, and `tamherd r
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import shutil
@@ -26,19 +25,10 @@ class Repeated:
 
     def __init__(self, config: ExperimentConfig):
         self.experiment = Experiment(config)
-        # What a run leaves behind is in dictionaries and lists that hold nothing of it yet; its programs are elsewhere.
-        self._fresh = self._containers()
-
-    def _containers(self) -> dict[str, Any]:
-        return {name: copy.copy(value) for name, value in vars(self.experiment).items() if isinstance(value, dict | list)}
-
-    def restart(self) -> None:
-        """Forget what was trained."""
-        vars(self.experiment).update({name: copy.copy(value) for name, value in self._fresh.items()})
 
     def run(self) -> int:
         """A whole run; the environment steps it took."""
-        self.restart()
+        self.experiment.restart()
         return sum(event.steps for event in self.experiment.run())
 
 
@@ -54,7 +44,7 @@ def configuration(mode: Mode, seeds: int) -> ExperimentConfig:
 
 def report_of(repeated: Repeated, directory: Path) -> Call:
     """`tamherd report` on the files of the experiment, which has run."""
-    write_results(repeated.experiment, directory)
+    write_results(repeated.experiment.plan, repeated.experiment.state, directory)
     close = functools.partial(shutil.rmtree, directory)
     return Call(lambda: finished([*COMMAND, "report", str(directory)]), own_clock=True, close=close)
 
@@ -75,7 +65,8 @@ def cases(mode: Mode) -> list[Case]:
     directory = functools.cache(lambda: Path(tempfile.mkdtemp(prefix="tamherd-benchmark-")))
 
     def files() -> Call:
-        return Call(lambda: write_results(make(counts[0]).experiment, directory()))
+        experiment = make(counts[0]).experiment
+        return Call(lambda: write_results(experiment.plan, experiment.state, directory()))
 
     return [
         *map(whole, counts),

@@ -142,20 +142,20 @@ def run(options: Run) -> int:
 
     import jax
 
-    from tamherd_jax.experiments.lifecycle import agree, own_seeds
+    from tamherd_jax.experiments.lifecycle import barrier, own_seeds
     from tamherd_jax.experiments.runner import Experiment
 
     with mistakes_of_the_user():
         config = read_config(options) if options.resume else new_config(options)
         whole = Experiment(config, devices=devices, per_call=options.learners_per_call)
-        seeds = own_seeds(whole.seeds)
+        seeds = own_seeds(whole.plan.seeds)
         mine = whole
         if jax.process_count() > 1:
             mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
         events = mine.run()  # refuses what does not fit into memory, before anything is written
     console = Console(quiet=jax.process_index() > 0)
     start = time.perf_counter()
-    with mistakes_of_the_user(), agree():
+    with mistakes_of_the_user(), barrier():
         directory = run_directory(options, config)
     if options.resume and (directory / "results.json").exists():
         console.print("This run was finished.")
@@ -272,36 +272,37 @@ def train(experiment: Any, events: Any, directory: Path, options: Run, console: 
     import jax
 
     from tamherd_jax.experiments.checkpoints import Checkpoints
-    from tamherd_jax.experiments.lifecycle import agree, stop_requests
+    from tamherd_jax.experiments.lifecycle import barrier, stop_requests
     from tamherd_jax.reporting.terminal import ProgressDisplay
     from tamherd_jax.reporting.trackers import Trackers, log_event, parse_names
 
-    config, task_set, me = experiment.config, experiment.task_set, f"process-{jax.process_index()}"
+    plan, state, me = experiment.plan, experiment.state, f"process-{jax.process_index()}"
+    config, task_set = plan.config, plan.task_set
     alone = jax.process_count() == 1
     log = directory / ("log.jsonl" if alone or jax.process_index() == 0 else f"log-{me}.jsonl")
     where = directory / "checkpoints" if alone else directory / "checkpoints" / me
-    with mistakes_of_the_user(), agree():
+    with mistakes_of_the_user(), barrier():
         checkpoints = Checkpoints(where, options.checkpoint_every)
-        step = checkpoints.restore(experiment) if options.resume else None
+        step = checkpoints.restore(plan, state) if options.resume else None
     begin = "compiling the first program" if step is None else f"going on from checkpoint {step}"
-    display = ProgressDisplay(console, log, task_set.mode_names, task_set.modes, experiment.work_left)
+    display = ProgressDisplay(console, log, task_set.mode_names, task_set.modes, plan.work(state.done))
     names = parse_names(options.log_to) if jax.process_index() == 0 else ()
     with mistakes_of_the_user():
         trackers = Trackers(names, directory, config.to_json(), display.note)
     with display, trackers, stop_requests() as stop, closing(checkpoints, directory):
         checkpoints.warn = display.note
         display.note(
-            f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {experiment.env.backend}, "
+            f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {plan.env.backend}, "
             f"results in {directory}; {begin}"
         )
         for event in events:
             display.show(event)
-            log_event(trackers, event, experiment)
-            checkpoints.offer(experiment)
+            log_event(trackers, event, plan, state)
+            checkpoints.offer(plan, state)
             if stop.signal is not None:
                 break
-        checkpoints.save(experiment)
-    if stop.signal is not None and experiment.work_left:
+        checkpoints.save(plan, state)
+    if stop.signal is not None and plan.work(state.done):
         sys.stderr.write(f"tamherd: interrupted after {event.stage} {event.epoch}/{event.epochs}; {how_to_resume(directory)}\n")
         return stop.status
     return 0
@@ -334,12 +335,12 @@ def gather_and_write(mine: Any, whole: Any, directory: Path) -> None:
     from tamherd_jax.experiments.results import write_results
 
     try:
-        write_herds(mine, directory)  # every process has the states of its own seeds only
+        write_herds(mine.plan, mine.state, directory)  # every process has the states of its own seeds only
         if mine is not whole:
             gather(mine, whole)
         if jax.process_index() == 0:
-            write_episodes(mine, directory)  # of its own first seed
-            write_results(whole, directory)  # the last: where it is, the run is finished
+            write_episodes(mine.plan, mine.state, directory)  # of its own first seed
+            write_results(whole.plan, whole.state, directory)  # the last: where it is, the run is finished
     except OSError as error:
         reason = f"cannot write the results to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}"
         raise UserError(reason) from error

@@ -19,7 +19,7 @@ from tamherd_jax.pearl import PEARL
 
 @pytest.fixture(scope="module")
 def herd(finished_toy):
-    return trained_herd(finished_toy, 1)
+    return trained_herd(finished_toy.plan, finished_toy.state, 1)
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,11 @@ def test_a_loaded_herd_is_the_saved_one_to_the_bit(herd, saved):
 
 
 def test_a_run_saves_the_herds_that_are_sound(finished_toy, tmp_path, monkeypatch):
-    write_herds(finished_toy, tmp_path)
+    write_herds(finished_toy.plan, finished_toy.state, tmp_path)
     assert sorted(path.name for path in (tmp_path / "herd").iterdir()) == ["seed-0", "seed-1"]
-    monkeypatch.setattr(finished_toy, "cluster_failures", {0: "diverged"})
-    write_herds(finished_toy, tmp_path / "again")
+    failed = dataclasses.replace(finished_toy.state.partitions["trained"], failures={0: "diverged"})
+    monkeypatch.setitem(finished_toy.state.partitions, "trained", failed)
+    write_herds(finished_toy.plan, finished_toy.state, tmp_path / "again")
     assert [path.name for path in (tmp_path / "again" / "herd").iterdir()] == ["seed-1"]
 
 

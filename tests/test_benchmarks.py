@@ -139,18 +139,17 @@ def test_every_benchmark_can_be_traced(name):
 
 def test_an_experiment_is_run_from_its_start_again():
     from benchmarks.table1 import Repeated, configuration
+    from tamherd_jax.experiments.state import RunState
 
-    repeated = Repeated(configuration(SMOKE, 1))
-    experiment = repeated.experiment
+    experiment = Repeated(configuration(SMOKE, 1)).experiment
     for _ in range(2):
-        assert experiment.work_left == experiment.total_work
-        experiment.states["single"] = "trained"
-        experiment.curves.setdefault("single/steps", []).append(np.zeros(1))
-        experiment.done["probe"] = 1
-        assert experiment.work_left < experiment.total_work
-        repeated.restart()
-        assert not experiment.states
-        assert not experiment.curves
+        assert experiment.plan.work(experiment.state.done) == experiment.plan.work()
+        experiment.state.learners["single"] = "trained"
+        experiment.state.curves_of("single").record(steps=np.zeros(1))
+        experiment.state.done["probe"] = 1
+        assert experiment.plan.work(experiment.state.done) < experiment.plan.work()
+        experiment.restart()
+        assert experiment.state == RunState()
 
 
 def test_list_names_them_all(capsys):

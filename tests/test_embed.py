@@ -65,8 +65,8 @@ def embedded():
     tasks = point_tasks()
     (draws, index), (probes, probe_index) = draws_and_probes(tasks, 8, 4)
     configs = {name: named_embedding(name) for name in ("fisher", "transition")}
-    program = jax.jit(partial(embed_with_probe, experiment.single, experiment.config, configs, draws, probes))
-    probe = experiment.single.init(jax.random.key(3))
+    program = jax.jit(partial(embed_with_probe, experiment.plan.learner, experiment.config, configs, draws, probes))
+    probe = experiment.plan.learner.init(jax.random.key(3))
     return program(jax.random.key(1), probe), index, probe_index
 
 

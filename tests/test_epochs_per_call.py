@@ -18,7 +18,7 @@ def config(**changes):
 
 
 def stacked(experiment):
-    return {name: np.stack(values) for name, values in experiment.curves.items()}
+    return {f"{arm}/{name}": array for arm, own in experiment.curves.items() for name, array in own.stacked().items()}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def in_pairs():
         for event in experiment.run():
             events.append(event)
             if (event.stage, event.epoch) == ("herd and oracle", 4):
-                snapshot = take_snapshot(experiment)
+                snapshot = take_snapshot(experiment.plan, experiment.state)
     return experiment, events, snapshot
 
 
@@ -37,7 +37,7 @@ def test_the_host_sees_the_ends_of_calls(in_pairs):
     _, events, _ = in_pairs
     ends = {stage: [event.epoch for event in events if event.stage == stage] for stage in STAGES}
     assert ends == {"probe": [2, 3], "embeddings": [1], "herd and oracle": [2, 4, 5], "single": [2, 4, 5]}
-    assert sum(event.work for event in events) == in_pairs[0].total_work
+    assert sum(event.work for event in events) == in_pairs[0].plan.work()
 
 
 def test_epochs_of_one_call_are_those_of_single_calls(in_pairs, float64):
@@ -52,7 +52,7 @@ def test_epochs_of_one_call_are_those_of_single_calls(in_pairs, float64):
 
 def test_resumed_between_calls(in_pairs, float64):
     experiment = toy_experiment(config(epochs_per_call=2))
-    apply_snapshot(experiment, in_pairs[2])
+    apply_snapshot(experiment.plan, experiment.state, in_pairs[2])
     list(experiment.run())
     ours, theirs = stacked(experiment), stacked(in_pairs[0])
     for name in theirs:
@@ -61,7 +61,7 @@ def test_resumed_between_calls(in_pairs, float64):
 
 def test_a_fault_inside_a_call_is_told_with_its_epoch(monkeypatch):
     experiment = toy_experiment(config(epochs_per_call=3))
-    train = experiment.single.train_epoch
+    train = experiment.plan.learner.train_epoch
 
     def train_epoch(key, state, tasks, weights):
         """Fails where its first parameters have moved: in the second epoch."""
@@ -69,7 +69,7 @@ def test_a_fault_inside_a_call_is_told_with_its_epoch(monkeypatch):
         moved = jax.tree.leaves(state.params)[0].sum() != 0  # biases come first, and begin at zero
         return new.replace(params=jax.tree.map(lambda leaf: jax.numpy.where(moved, jax.numpy.nan, leaf), new.params)), metrics
 
-    monkeypatch.setattr(experiment.single, "train_epoch", train_epoch)
+    monkeypatch.setattr(experiment.plan.learner, "train_epoch", train_epoch)
     event = next(experiment.run())
     assert event.epoch == 3
     assert len(event.notes) == 2  # one learner for each of two seeds

@@ -8,8 +8,9 @@ from point_mass import PointMass, point_tasks
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.ledger import Budget, taken_steps
-from tamherd_jax.experiments.results import experiment_curves, results_document
+from tamherd_jax.experiments.results import results_document, run_curves
 from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.experiments.state import RunState, member_weights
 from tamherd_jax.herd.algorithm import assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
 from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
@@ -34,7 +35,7 @@ SMALL = ExperimentConfig(
 def herd_run():
     experiment = Experiment(SMALL, PointMass(), point_tasks())
     events = list(experiment.run())
-    return experiment, events, experiment_curves(experiment)
+    return experiment, events, run_curves(experiment.plan, experiment.state)
 
 
 def test_a_herd_of_two_beats_one_learner_and_reaches_the_oracle(herd_run):
@@ -50,24 +51,23 @@ def test_a_herd_of_two_beats_one_learner_and_reaches_the_oracle(herd_run):
 
 def test_clusters_are_the_modes_and_test_tasks_are_assigned_right(herd_run):
     experiment, _, curves = herd_run
-    document = results_document(experiment, curves)
+    document = results_document(experiment.plan, experiment.state, curves)
     for row in document["clusters"]:
         assert row["adjusted_rand_index_bodies"] == 1.0
         assert row["assignment_accuracy"] > 0.95
         assert row["tasks_in_cluster"] == {"a-slow": [2, 0], "a-fast": [2, 0], "b-slow": [0, 2], "b-fast": [0, 2]}
-    np.testing.assert_allclose(experiment.member_weights()[0], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+    np.testing.assert_allclose(member_weights(experiment.plan, experiment.state)[0], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
 
 
 def test_an_impure_cluster_trains_its_member_on_what_is_in_it(herd_run):
     experiment, _, _ = herd_run
-    clusters = experiment.clusters
-    try:
-        labels = clusters[0].labels.copy()
-        labels[0] = 1  # one draw of a-slow strays into the other cluster
-        experiment.clusters = [dataclasses.replace(clusters[0], labels=labels), *clusters[1:]]
-        np.testing.assert_allclose(experiment.member_weights()[0], [[1 / 3, 2 / 3, 0, 0], [0.2, 0, 0.4, 0.4]], rtol=1e-6)
-    finally:
-        experiment.clusters = clusters
+    found = experiment.state.partitions["trained"]
+    labels = found.clusters[0].labels.copy()
+    labels[0] = 1  # one draw of a-slow strays into the other cluster
+    impure = [dataclasses.replace(found.clusters[0], labels=labels), *found.clusters[1:]]
+    state = RunState(partitions={"trained": dataclasses.replace(found, clusters=impure)})
+    weights = member_weights(experiment.plan, state)[0]
+    np.testing.assert_allclose(weights, [[1 / 3, 2 / 3, 0, 0], [0.2, 0, 0.4, 0.4]], rtol=1e-6)
 
 
 def test_the_herds_curve_starts_where_probe_and_embedding_end(herd_run):
@@ -76,7 +76,7 @@ def test_the_herds_curve_starts_where_probe_and_embedding_end(herd_run):
     single_epoch = 5 * 4 * 2 * 12 * 10
     member_epoch = 10 * 2 * 12 * 10
     embedding = 8 * 60 * 10
-    assert experiment.budget == Budget(single_epoch, 2 * member_epoch, 2 * member_epoch, single_epoch, embedding)
+    assert experiment.plan.budget == Budget(single_epoch, 2 * member_epoch, 2 * member_epoch, single_epoch, embedding)
     assert curves["herd/budget"][0] == single_epoch + embedding + 2 * member_epoch
     assert curves["herd/budget"][-1] == single_epoch + embedding + 30 * 2 * member_epoch
     assert curves["single/budget"][-1] == 35 * single_epoch >= curves["herd/budget"][-1]
@@ -94,7 +94,7 @@ def test_early_ends_cost_what_they_lasted():
 
 def test_progress_accounts_for_all_the_work(herd_run):
     experiment, events, _ = herd_run
-    assert sum(event.work for event in events) == experiment.total_work
+    assert sum(event.work for event in events) == experiment.plan.work()
     assert [e.stage for e in events if e.epoch == 1] == ["probe", "embeddings", "herd and oracle", "single"]
 
 
@@ -104,10 +104,11 @@ def test_a_seed_alone_equals_the_same_seed_among_others(herd_run):
     config = dataclasses.replace(SMALL, seeds=1, first_seed=1, member_epochs=2, single_epochs=4)
     alone = Experiment(config, PointMass(), point_tasks())
     list(alone.run())
-    own = experiment_curves(alone)
+    own = run_curves(alone.plan, alone.state)
     for name, epochs in (("single/after", 4), ("herd/after", 2), ("oracle/after", 2), ("single/train_before", 4)):
         np.testing.assert_array_equal(own[name][0], curves[name][1, :epochs], err_msg=name)
-    np.testing.assert_array_equal(alone.clusters[0].labels, experiment.clusters[1].labels)
+    ours, theirs = (e.state.partitions["trained"].clusters for e in (alone, experiment))
+    np.testing.assert_array_equal(ours[0].labels, theirs[1].labels)
     np.testing.assert_array_equal(own["herd/member"][0], curves["herd/member"][1, :2])
 
 
@@ -116,9 +117,10 @@ def test_the_same_experiment_twice_gives_the_same_bits(herd_run):
     again = Experiment(SMALL, PointMass(), point_tasks())
     for _, _ in zip(again.run(), range(4), strict=False):
         pass
-    for name in ("single/after", "single/kl"):
-        values = np.stack(again.curves[name], 1)
-        np.testing.assert_array_equal(values, curves[name][:, : values.shape[1]])
+    stacked = again.curves["single"].stacked()
+    for name in ("after", "kl"):
+        values = stacked[name]
+        np.testing.assert_array_equal(values, curves[f"single/{name}"][:, : values.shape[1]])
 
 
 def test_algorithm_two_uses_its_budget():

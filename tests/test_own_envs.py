@@ -135,7 +135,7 @@ def test_a_users_environment_goes_through_the_whole_method(tmp_path):
     env = slider(reward=directed, expected_action_scale=4.0)
     experiment = Experiment(toy_config(seeds=1), env, SLIDES)
     list(experiment.run())
-    herd = trained_herd(experiment, 0)
+    herd = trained_herd(experiment.plan, experiment.state, 0)
     herd.save(tmp_path)
     loaded = Herd.load(tmp_path, env=env, task_set=SLIDES)
     adapted = [h.adapt(jax.random.key(0), "left-2") for h in (herd, loaded)]

@@ -13,11 +13,17 @@ from toy_pearl import TINY, pearl_config, pearl_experiment
 from tamherd_jax import cli
 from tamherd_jax.experiments import config as configs
 from tamherd_jax.experiments import runner
+from tamherd_jax.experiments.assignment import assign_test_tasks
 from tamherd_jax.experiments.checkpoints import Checkpoints
+from tamherd_jax.experiments.clustering import trained_partition
 from tamherd_jax.experiments.config import CONTROLS, get_preset, parse_controls, preset_name
-from tamherd_jax.experiments.results import experiment_curves, read_run, write_results
+from tamherd_jax.experiments.keys import learner_keys
+from tamherd_jax.experiments.programs import float_arrays, init_learner
+from tamherd_jax.experiments.results import read_run, run_curves, write_results
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import take_snapshot
+from tamherd_jax.experiments.state import RunState, learner_faults, member_weights
+from tamherd_jax.experiments.training import new_faults, train_arms, untrained_probe
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.herd.embeddings import EmbeddingConfig
 
@@ -31,20 +37,20 @@ def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     experiment = pearl_experiment()
     events = list(experiment.run())
-    write_results(experiment, out)
-    return experiment, events, experiment_curves(experiment), out
+    write_results(experiment.plan, experiment.state, out)
+    return experiment, events, run_curves(experiment.plan, experiment.state), out
 
 
 def test_every_arm_is_tested_every_epoch(whole):
     experiment, events, curves, out = whole
-    assert set(experiment.arms) == set(EPOCHS)
+    assert set(experiment.plan.arms) == set(EPOCHS)
     for arm, epochs in EPOCHS.items():
         assert curves[f"{arm}/after"].shape == (2, epochs, 4)
         assert np.isfinite(curves[f"{arm}/after"]).all()
     results, _, _ = read_run(out)
     assert {row["arm"] for row in results["rows"]} == set(EPOCHS)
     assert len(results["rows"]) == len(EPOCHS) * 2 * 2 * 4
-    assert sum(event.work for event in events) == experiment.total_work
+    assert sum(event.work for event in events) == experiment.plan.work()
 
 
 def test_steps_are_those_of_preparation_and_epochs(whole):
@@ -57,12 +63,12 @@ def test_steps_are_those_of_preparation_and_epochs(whole):
         np.testing.assert_array_equal(curves[f"{arm}/taken"], [single, single])
     members = 4 * 15 + 2 * 4 * 20 * np.arange(1, 4)
     np.testing.assert_array_equal(curves["oracle/taken"], [members, members])
-    np.testing.assert_array_equal(curves["herd/budget"], single[0] + embedding + members)
-    np.testing.assert_array_equal(curves["untrained-probe/budget"], embedding + members)
-    # A task that two members train on is prepared for both of them.
+    # A task that two members train on is prefilled for both of them.
     for arm, before in (("herd", single[0] + embedding), ("untrained-probe", embedding)):
-        prepared = 15 * np.sum(experiment.member_weights(arm) > 0, axis=(1, 2))
-        np.testing.assert_array_equal(curves[f"{arm}/taken"], before + prepared[:, None] + members - 60)
+        partition = experiment.plan.arms[arm].partition
+        prefilled = 15 * np.sum(member_weights(experiment.plan, experiment.state, partition) > 0, axis=(1, 2))
+        np.testing.assert_array_equal(curves[f"{arm}/taken"], before + prefilled[:, None] + members - 60)
+        np.testing.assert_array_equal(curves[f"{arm}/budget"], before + prefilled.max() + members - 60)
     ledger = read_run(out)[0]["ledger"]
     assert ledger["budget"]["probe"] == single[0]
     assert ledger["meta_updates"] == {
@@ -81,21 +87,21 @@ def test_steps_are_those_of_preparation_and_epochs(whole):
 
 def test_probe_and_test_states_hold_no_replay(whole):
     experiment, *_ = whole
-    state = experiment.states["single"]
-    assert experiment.states["probe"].full is None
-    assert experiment.snapshot(state).encoder is None
+    state = experiment.state.learners["single"]
+    assert experiment.state.probe.full is None
+    assert experiment.plan.learner.snapshot(state).encoder is None
     assert state.full.experience.reward.shape == (2, 1, 4, 300)
-    assert not any("full" in name or "encoder/size" in name for name in experiment.float_leaves)
+    assert not any("full" in name or "encoder/size" in name for name in float_arrays(experiment.plan))
     count = jax.tree.map(lambda leaf: leaf, state.train.optimizers.actor[0].count)
     assert count.tolist() == [[4 * 3]] * 2
-    assert experiment.states["double-gradient"].train.optimizers.actor[0].count.tolist() == [[4 * 6]] * 2
+    assert experiment.state.learners["double-gradient"].train.optimizers.actor[0].count.tolist() == [[4 * 6]] * 2
 
 
 def test_replay_is_no_larger_than_the_run_can_fill():
     """At most 8 draws x 20 steps a task and epoch, and 15 before."""
     pearl = dataclasses.replace(TINY, replay_capacity=1_000_000)
-    assert pearl_experiment(pearl=pearl).single.config.replay_capacity == 15 + 4 * 8 * 20
-    assert pearl_experiment(pearl=pearl, member_epochs=9).single.config.replay_capacity == 15 + 9 * 8 * 20
+    assert pearl_experiment(pearl=pearl).plan.learner.config.replay_capacity == 15 + 4 * 8 * 20
+    assert pearl_experiment(pearl=pearl, member_epochs=9).plan.learner.config.replay_capacity == 15 + 9 * 8 * 20
 
 
 # Controls ------------------------------------------------------------------------------------------------------------
@@ -130,30 +136,31 @@ def test_random_assignment_is_random_in_every_repeat_and_epoch(whole):
 
 def test_oracle_assignment_gives_a_task_to_the_member_trained_on_its_mode(whole):
     experiment, *_ = whole
-    clusters = experiment.clusters
-    try:
-        # The second member trained on the upper goals but for one draw of a lower one, the first on the rest.
-        experiment.clusters = [Clusters(np.array([1, 1, 1, 1, 1, 0, 0, 0]), 2, {"silhouette": {}})] * 2
-        np.testing.assert_array_equal(experiment._member_of_mode(1), [[1] * 8 + [0] * 8] * 2)
-    finally:
-        experiment.clusters = clusters
+    plan, found = experiment.plan, experiment.state.partitions["trained"]
+    # The second member trained on the upper goals but for one draw of a lower one, the first on the rest.
+    clusters = [Clusters(np.array([1, 1, 1, 1, 1, 0, 0, 0]), 2, {"silhouette": {}})] * 2
+    state = RunState(partitions={"trained": dataclasses.replace(found, clusters=clusters)})
+    assigned = assign_test_tasks(plan, experiment.programs, state, plan.arms["oracle-assignment"], 1)
+    np.testing.assert_array_equal(assigned.learner, [[1] * 8 + [0] * 8] * 2)
 
 
 def test_random_clusters_are_equal_shares_unlike_in_every_seed(whole):
     experiment, *_ = whole
-    labels = [c.labels for c in experiment.partition("random-clusters").clusters]
+    found = experiment.state.partitions
+    labels = [c.labels for c in found["random"].clusters]
     assert [row.sum() for row in labels] == [4, 4]
     assert (labels[0] != labels[1]).any()
-    assert experiment.partition("random-clusters").embedded is experiment.embedded
+    assert found["random"].embedded is found["trained"].embedded
 
 
 def test_the_untrained_probe_is_the_single_learner_before_its_first_epoch(whole):
     experiment, *_ = whole
-    probe = experiment.partition("untrained-probe").probe
-    key = experiment._row_keys("single", 1)[1, 0]
-    expected = jax.jit(lambda k: experiment.snapshot(experiment.init_one(k)))(key)
+    plan, found = experiment.plan, experiment.state.partitions
+    probe = found["untrained"].probe
+    key = learner_keys(plan.seeds, "single", 1)[1, 0]
+    expected = jax.jit(lambda k: plan.learner.snapshot(init_learner(plan, k)))(key)
     jax.tree.map(lambda ours, theirs: np.testing.assert_array_equal(ours[1], theirs), probe, expected)
-    assert not np.array_equal(experiment.partition("untrained-probe").embedded.gram, experiment.embedded.gram)
+    assert not np.array_equal(found["untrained"].embedded.gram, found["trained"].embedded.gram)
 
 
 def test_controls_change_nothing_of_the_main_arms(whole):
@@ -161,7 +168,7 @@ def test_controls_change_nothing_of_the_main_arms(whole):
     _, _, curves, _ = whole
     plain = pearl_experiment(controls=(), member_epochs=1, single_epochs=2)
     list(plain.run())
-    own = experiment_curves(plain)
+    own = run_curves(plain.plan, plain.state)
     assert {name.split("/")[0] for name in own} == {"single", "oracle", "herd"}
     for name, values in own.items():
         if not name.endswith("budget"):
@@ -177,16 +184,16 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path):
     stops = (2, 4, len(events))
     for before, stop in zip((0, *stops), stops, strict=False):
         experiment, checkpoints = pearl_experiment(), Checkpoints(tmp_path / "checkpoints", every=0)
-        assert checkpoints.restore(experiment) == (before or None)
+        assert checkpoints.restore(experiment.plan, experiment.state) == (before or None)
         for _, _ in zip(range(stop - before), experiment.run(), strict=False):
             pass
-        checkpoints.save(experiment)
+        checkpoints.save(experiment.plan, experiment.state)
         checkpoints.close()
         if stop == 2:  # after the probe's epoch: rings hold what was collected, not what they have room for
-            rings, state = take_snapshot(experiment).arrays, experiment.states["single"]
+            rings, state = take_snapshot(experiment.plan, experiment.state).arrays, experiment.state.learners["single"]
             held = int(state.full.size.max())
             assert rings["states/single/full/experience/obs"].shape[3] == held < state.full.experience.reward.shape[3]
-    write_results(experiment, tmp_path)
+    write_results(experiment.plan, experiment.state, tmp_path)
     assert (tmp_path / "results.json").read_bytes() == (reference / "results.json").read_bytes()
     ours, theirs = np.load(tmp_path / "curves.npz"), np.load(reference / "curves.npz")
     assert set(ours.files) == set(theirs.files)
@@ -197,26 +204,23 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path):
 def test_a_learner_that_goes_nonfinite_is_frozen_without_its_replay_and_harms_nobody(whole):
     """The herd of seed 1 loses its first member after its first epoch; the others' second is that of the whole run."""
     experiment, *_ = whole
-    done, states, curves = dict(experiment.done), dict(experiment.states), experiment.curves
-    arms = [experiment.arms["oracle"], experiment.arms["herd"]]
-    try:
-        experiment.curves = {}
-        experiment._train(experiment.member, arms, np.array([1]))
-        sound = experiment.states["herd"]
-        encoder = jax.tree.map(lambda leaf: leaf.at[1, 0].set(jnp.nan), sound.train.params.encoder)
-        params = dataclasses.replace(sound.train.params, encoder=encoder)
-        experiment.states["herd"] = before = sound.replace(train=dataclasses.replace(sound.train, params=params))
-        experiment._train(experiment.member, arms, np.array([2]))
-        assert (experiment.faults("herd", 2) >= 0).tolist() == [[False, False], [True, False]]
-        assert "seed 1: learner 0 of herd frozen at its epoch 2: train/params/encoder" in experiment._new_faults("herd", 1)[0]
-        after = experiment.states["herd"]
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1, 0], b[1, 0]), after.train, before.train)
-        assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(after.full.experience))
-        for name in ("herd/critic_loss", "oracle/critic_loss"):
-            same = np.asarray(experiment.curves[name][1]) == np.asarray(curves[name][1])
-            assert same.tolist() == [[True, True], [name[0] == "o", True]]
-    finally:
-        experiment.done, experiment.states, experiment.curves = done, states, curves
+    plan, programs, curves = experiment.plan, experiment.programs, experiment.curves
+    arms, state = [plan.arms["oracle"], plan.arms["herd"]], RunState(partitions=experiment.state.partitions)
+    train_arms(plan, programs, state, arms, np.array([1]))
+    finite = state.learners["herd"]
+    encoder = jax.tree.map(lambda leaf: leaf.at[1, 0].set(jnp.nan), finite.train.params.encoder)
+    params = dataclasses.replace(finite.train.params, encoder=encoder)
+    state.learners["herd"] = before = finite.replace(train=dataclasses.replace(finite.train, params=params))
+    train_arms(plan, programs, state, arms, np.array([2]))
+    assert (learner_faults(plan, state, plan.arms["herd"]) >= 0).tolist() == [[False, False], [True, False]]
+    (note,) = new_faults(plan, state, plan.arms["herd"], 1)
+    assert "seed 1: learner 0 of herd frozen at its epoch 2: train/params/encoder" in note
+    after = state.learners["herd"]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1, 0], b[1, 0]), after.train, before.train)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(after.full.experience))
+    for arm in ("herd", "oracle"):
+        same = state.curves[arm].diagnostics["critic_loss"][1] == curves[arm].diagnostics["critic_loss"][1]
+        assert same.tolist() == [[True, True], [arm == "oracle", True]]
 
 
 def test_memory_is_checked_before_anything_is_allocated(monkeypatch):
@@ -225,11 +229,11 @@ def test_memory_is_checked_before_anything_is_allocated(monkeypatch):
     def refuse(learners):
         raise ValueError(f"{learners} are too many")
 
-    monkeypatch.setattr(experiment.single, "check_memory", refuse)
+    monkeypatch.setattr(experiment.plan.learner, "check_memory", refuse)
     # 2 seeds x (single, its double, and 2 learners of oracle, herd and two controls, these 8 twice)
     with pytest.raises(ValueError, match=f"{2 * (2 + 8 + 8)} are too many"):
         experiment.run()
-    assert not experiment.states
+    assert not experiment.state.learners
 
 
 # Embeddings ----------------------------------------------------------------------------------------------------------
@@ -246,16 +250,16 @@ def test_memory_is_checked_before_anything_is_allocated(monkeypatch):
 )
 def test_every_embedding_goes_through_clusters_and_assignment(embedding):
     experiment = pearl_experiment(embedding=embedding, controls=(), test_repeats=2)
-    fresh = experiment.snapshot(experiment._init(experiment.arms["single"]))
-    experiment.states["probe"] = jax.tree.map(lambda leaf: leaf[:, 0], fresh)
-    experiment._embed_and_cluster()
-    assert not experiment.cluster_failures
-    gram = np.asarray(experiment.embedded.gram)
+    plan, programs, state = experiment.plan, experiment.programs, experiment.state
+    state.probe = untrained_probe(plan, programs, state)
+    found = state.partitions["trained"] = trained_partition(plan, programs, state)
+    assert not found.failures
+    gram = np.asarray(found.embedded.gram)
     assert gram.shape == (2, 8, 8)
     assert np.isfinite(gram).all()
-    assert experiment._nearest_member("herd", 1).shape == (2, 8)
+    assert assign_test_tasks(plan, programs, state, plan.arms["herd"], 1).learner.shape == (2, 8)
     if embedding.kind == "transition":  # of what the environment showed, without the latent
-        assert experiment.embedded.features.values.shape == (2, 8, (2 * 2) ** 2)
+        assert found.embedded.features.values.shape == (2, 8, (2 * 2) ** 2)
 
 
 # Configuration and command line --------------------------------------------------------------------------------------
@@ -284,10 +288,12 @@ def test_paper_pearl_is_table_4():
     assert (config.probe_epochs, config.member_epochs, config.single_epochs, config.seeds) == (1, 100, 102, 10)
     assert (config.embedding_episodes, config.embedding_tasks, config.test_repeats) == (1, 40, 4)
     assert config.expected_action_scale == 1.0
-    single = Experiment(dataclasses.replace(config, seeds=1)).budget
+    single = Experiment(dataclasses.replace(config, seeds=1)).plan.budget
     assert (single.single_epoch, single.herd_epoch, single.oracle_epoch) == (40_000, 40_000, 40_000)
     assert (single.probe, single.embedding) == (48_000, 8_000)
-    assert single.single(102)[-1] >= single.herd(100)[-1] - 16_000  # within the embedding's and the members' preparation
+    assert (
+        single.single.after(102, 4)[-1] >= single.herd.after(100, 4)[-1] - 16_000
+    )  # within the embedding's and the members' preparation
 
 
 def test_pearl_has_a_quick_preset_of_its_own():

@@ -9,8 +9,9 @@ from toy import toy_config, toy_experiment
 from toy_pearl import pearl_experiment
 
 from tamherd_jax.experiments.config import PROBES, ExperimentConfig
-from tamherd_jax.experiments.results import experiment_curves, results_document
+from tamherd_jax.experiments.results import results_document, run_curves
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
+from tamherd_jax.experiments.state import member_weights
 from tamherd_jax.reporting.run_files import arm_curve
 
 CONFIG = toy_config(probe="discriminative", probe_epochs=2, member_epochs=1, single_epochs=3)
@@ -21,25 +22,25 @@ def finished():
     """A run with a probe of its own, and what it was like after the probe's first epoch."""
     experiment, early = toy_experiment(CONFIG), None
     for event in experiment.run():
-        early = early or take_snapshot(experiment)
+        early = early or take_snapshot(experiment.plan, experiment.state)
         last = event
     assert last.stage == "single"
-    return experiment, early, experiment_curves(experiment)
+    return experiment, early, run_curves(experiment.plan, experiment.state)
 
 
 def test_a_probe_of_its_own_is_charged_to_the_herd_alone(finished):
     """By hand: an epoch is 2 x 4 draws x 4 episodes x 5 steps; embedding 8 draws x 6 episodes x 5 steps."""
     experiment, _, curves = finished
-    assert {name: len(values) for name, values in experiment.curves.items() if name.endswith("/after")} == {
-        "single/after": 3,
-        "discriminative/after": 2,
-        "oracle/after": 1,
-        "herd/after": 1,
+    assert {name: len(own.after) for name, own in experiment.curves.items()} == {
+        "single": 3,
+        "discriminative": 2,
+        "oracle": 1,
+        "herd": 1,
     }
     np.testing.assert_array_equal(curves["discriminative/taken"], [[160, 320]] * 2)
     np.testing.assert_array_equal(curves["single/taken"], [[160, 320, 480]] * 2)
     np.testing.assert_array_equal(curves["herd/taken"], [[320 + 240 + 160]] * 2)
-    document = results_document(experiment, curves)
+    document = results_document(experiment.plan, experiment.state, curves)
     assert document["ledger"]["taken"]["probe"] == [320, 320]
     assert document["ledger"]["budget"]["probe"] == 320
     steps, returns = arm_curve(document, curves, "herd")  # during the probe the herd's curve is its
@@ -53,24 +54,24 @@ def test_single_learner_is_that_of_a_run_with_the_default_probe(finished):
     events = other.train_probes()
     next(events), next(events)
     mine = curves["single/after"][:, :2]
-    np.testing.assert_array_equal(mine, np.stack(other.curves["single/after"], 1))
+    np.testing.assert_array_equal(mine, np.stack(other.curves["single"].after, 1))
     assert not np.array_equal(mine, curves["discriminative/after"])
 
 
 def test_probe_is_the_learner_trained_for_it(finished):
     experiment, _, _ = finished
-    trained, frozen = experiment.states["discriminative"].params, experiment.states["probe"].params
+    trained, frozen = experiment.state.learners["discriminative"].params, experiment.state.probe.params
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, 0], b), trained, frozen)
 
 
 def test_resumed_in_the_probe_gives_the_same(finished):
     _, early, curves = finished
     again = toy_experiment(CONFIG)
-    apply_snapshot(again, early)
-    assert again.done["probe"] == 1
+    apply_snapshot(again.plan, again.state, early)
+    assert again.state.done["probe"] == 1
     for _ in again.run():
         pass
-    for name, values in experiment_curves(again).items():
+    for name, values in run_curves(again.plan, again.state).items():
         np.testing.assert_array_equal(values, curves[name], err_msg=name)
 
 
@@ -80,7 +81,7 @@ def test_a_probe_without_the_inner_step_ends_elsewhere_with_each_reward():
         experiment = toy_experiment(toy_config(probe=probe, probe_epochs=1))
         for _ in experiment.train_probes():
             pass
-        found.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(experiment.states["probe"].params)]))
+        found.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(experiment.state.probe.params)]))
     for i in range(3):
         assert np.isfinite(found[i]).all()
         assert not np.array_equal(found[i], found[i - 1])
@@ -98,20 +99,20 @@ def test_members_inherit_the_probes_replay_of_their_tasks():
     experiment = pearl_experiment(reuse_probe=True, controls=("untrained-probe",), member_epochs=1)
     for event in experiment.run():
         if event.stage == "embeddings":
-            replay = jax.tree.map(np.asarray, experiment.states["single"].full)
+            replay = jax.tree.map(np.asarray, experiment.state.learners["single"].full)
         if event.stage == "herd and oracle":
             break
     np.testing.assert_array_equal(replay.size, np.full((2, 1, 4), 15 + 2 * 20))
-    weights = experiment.member_weights()
-    full = jax.tree.map(np.asarray, experiment.states["herd"].full)
+    weights = member_weights(experiment.plan, experiment.state)
+    full = jax.tree.map(np.asarray, experiment.state.learners["herd"].full)
     for seed, member in np.ndindex(2, 2):
         for task in np.flatnonzero(weights[seed, member]):
             held = full.experience.reward[seed, member, task]
             np.testing.assert_array_equal(held[:55], replay.experience.reward[seed, 0, task, :55])
         assert (full.size[seed, member][weights[seed, member] == 0] == 0).all()
         assert full.size[seed, member].sum() == 55 * np.count_nonzero(weights[seed, member]) + 4 * 20
-    steps = {arm: np.asarray(values[0]).sum(1) for arm in experiment.arms for values in [experiment.curves[f"{arm}/steps"]]}
+    steps = {arm: own.steps[0].sum(1) for arm, own in experiment.curves.items()}
     np.testing.assert_array_equal(steps["herd"], [160, 160])  # nothing before its first epoch
     np.testing.assert_array_equal(steps["oracle"], [160 + 60] * 2)
     assert (steps["untrained-probe"] >= 160 + 60).all()
-    assert experiment.arms["herd"].budget(1) == 220 + 40 + 160
+    assert experiment.plan.arms["herd"].budget.after(1, 4) == 220 + 40 + 160

@@ -22,9 +22,14 @@ from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.results import write_results
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import apply_snapshot, join_snapshots, take_snapshot
+from tamherd_jax.experiments.state import RunState
 from tamherd_jax.maml import MAMLConfig, TRPOConfig
 
 TESTS = Path(__file__).parent
+
+
+def parts(experiment):
+    return experiment.plan, experiment.state
 
 
 def toy_run(out, *arguments, **options):
@@ -46,7 +51,7 @@ def finish(process):
 def uninterrupted(finished_toy, tmp_path_factory):
     """Results of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole")
-    write_results(finished_toy, out)
+    write_results(finished_toy.plan, finished_toy.state, out)
     return out
 
 
@@ -56,7 +61,7 @@ def halfway(tmp_path_factory):
     out = tmp_path_factory.mktemp("half")
     experiment, checkpoints = toy_experiment(), Checkpoints(out / "checkpoints", every=0)
     for _, _ in zip(range(7), experiment.run(), strict=False):
-        checkpoints.offer(experiment)
+        checkpoints.offer(experiment.plan, experiment.state)
     checkpoints.close()
     return out
 
@@ -139,13 +144,13 @@ def test_resumed_at_every_epoch_in_the_same_process(uninterrupted, tmp_path):
     total = 3 + 1 + 5 + 5
     for step in range(1, total + 1):
         experiment, checkpoints = toy_experiment(), Checkpoints(tmp_path / "checkpoints", every=0)
-        assert checkpoints.restore(experiment) == (step - 1 or None)
+        assert checkpoints.restore(experiment.plan, experiment.state) == (step - 1 or None)
         next(experiment.run())
-        checkpoints.offer(experiment)
+        checkpoints.offer(experiment.plan, experiment.state)
         checkpoints.close()
-    assert experiment.work_left == 0
+    assert experiment.plan.work(experiment.state.done) == 0
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"12", "13", "14"}
-    write_results(experiment, tmp_path)
+    write_results(experiment.plan, experiment.state, tmp_path)
     assert_same_results(tmp_path, uninterrupted)
 
 
@@ -161,11 +166,10 @@ def refusal(directory, experiment):
     before = contents(directory)
     checkpoints = Checkpoints(directory / "checkpoints")
     with pytest.raises(ValueError) as error:  # noqa: PT011 (callers look at the message)
-        checkpoints.restore(experiment)
+        checkpoints.restore(experiment.plan, experiment.state)
     checkpoints.close()
     assert contents(directory) == before
-    assert not experiment.states
-    assert not experiment.curves
+    assert experiment.state == RunState()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -219,8 +223,8 @@ def test_another_shape_tree_or_type_is_refused_before_anything_is_read(copied, m
 
     def changed(change):
         experiment = toy_experiment()
-        init = experiment.single.init
-        monkeypatch.setattr(experiment.single, "init", lambda key: change(init(key)))
+        init = experiment.plan.learner.init
+        monkeypatch.setattr(experiment.plan.learner, "init", lambda key: change(init(key)))
         return experiment
 
     assert "is float32" in refusal(copied, changed(lambda s: jax.tree.map(lambda x: jnp.stack([x, x]), s)))
@@ -235,7 +239,7 @@ def test_another_shape_tree_or_type_is_refused_before_anything_is_read(copied, m
 
 def test_no_checkpoint_is_a_fresh_start(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.restore(toy_experiment()) is None
+    assert checkpoints.restore(*parts(toy_experiment())) is None
     checkpoints.close()
 
 
@@ -250,15 +254,15 @@ def test_a_full_disk_loses_no_earlier_checkpoint_and_training_goes_on(uninterrup
             with monkeypatch.context() as patch:
                 full = OSError(28, "No space left on device")
                 patch.setattr(type(checkpoints._manager), "save", lambda *a, full=full, **k: (_ for _ in ()).throw(full))
-                checkpoints.offer(experiment)
+                checkpoints.offer(experiment.plan, experiment.state)
             assert checkpoints.latest() == 4
         else:
-            checkpoints.offer(experiment)
+            checkpoints.offer(experiment.plan, experiment.state)
     checkpoints.close()
     assert len(lines) == 2
     assert lines[0].startswith("checkpoint 5 could not be written, earlier ones stay: [Errno 28] No space left")
     assert checkpoints.latest() == 14
-    write_results(experiment, tmp_path)
+    write_results(experiment.plan, experiment.state, tmp_path)
     assert_same_results(tmp_path, uninterrupted)
 
 
@@ -271,19 +275,19 @@ def test_a_really_full_disk(halfway, tmp_path):
         before = {name for name in contents(tmp_path) if name.startswith("checkpoints/7/")}
         lines = []
         experiment, checkpoints = toy_experiment(), Checkpoints(tmp_path / "checkpoints", every=0, warn=lines.append)
-        assert checkpoints.restore(experiment) == 7
+        assert checkpoints.restore(experiment.plan, experiment.state) == 7
         free = shutil.disk_usage(tmp_path).free
         (tmp_path / "thesis").write_bytes(b"x" * (free - 40_000))
         next(experiment.run())
-        checkpoints.offer(experiment)
+        checkpoints.offer(experiment.plan, experiment.state)
         checkpoints.close()
         assert len(lines) == 1
         assert "\n" not in lines[0]
         assert before <= set(contents(tmp_path))
         again = Checkpoints(tmp_path / "checkpoints")
-        assert again.restore(toy_experiment()) == 7
+        assert again.restore(*parts(toy_experiment())) == 7
         (tmp_path / "thesis").unlink()
-        again.save(experiment)
+        again.save(*parts(experiment))
         again.close()
         assert again.latest() == 8
     finally:
@@ -295,30 +299,30 @@ def test_random_keys_and_empty_leaves_in_a_state_survive(tmp_path):
 
     def extended():
         experiment = toy_experiment()
-        init, train = experiment.single.init, type(experiment.single).train_epoch
+        init, train = experiment.plan.learner.init, type(experiment.plan.learner).train_epoch
 
         def wrap(state, key):
             return state, {"key": key, "count": jnp.int32(7), "none": jnp.zeros((0, 3)), "flag": jnp.bool_(1)}
 
         def train_epoch(key, state, *rest):
-            new, metrics = train(experiment.single, key, state[0], *rest)
+            new, metrics = train(experiment.plan.learner, key, state[0], *rest)
             return wrap(new, key), metrics
 
-        experiment.single.init = lambda key: wrap(init(key), key)
-        experiment.single.train_epoch = train_epoch
-        adapt = experiment.single.adapt
-        experiment.single.adapt = lambda k, s, *rest: adapt(k, s[0], *rest)
+        experiment.plan.learner.init = lambda key: wrap(init(key), key)
+        experiment.plan.learner.train_epoch = train_epoch
+        adapt = experiment.plan.learner.adapt
+        experiment.plan.learner.adapt = lambda k, s, *rest: adapt(k, s[0], *rest)
         return experiment
 
     experiment, checkpoints = extended(), Checkpoints(tmp_path / "checkpoints", every=0)
     next(experiment.run())
-    checkpoints.offer(experiment)
+    checkpoints.offer(experiment.plan, experiment.state)
     checkpoints.close()
     again = extended()
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.restore(again) == 1
+    assert checkpoints.restore(again.plan, again.state) == 1
     checkpoints.close()
-    ours, theirs = experiment.states["single"][1], again.states["single"][1]
+    ours, theirs = experiment.state.learners["single"][1], again.state.learners["single"][1]
     assert jax.random.key_data(ours["key"]).tolist() == jax.random.key_data(theirs["key"]).tolist()
     assert theirs["key"].dtype == ours["key"].dtype
     assert theirs["none"].shape == (2, 1, 0, 3)
@@ -332,10 +336,10 @@ def test_snapshots_of_shares_join_to_that_of_all_seeds(uninterrupted, tmp_path):
     for seeds in ([0], [1]):
         experiment = Experiment(toy_config(), PointMass(), point_tasks(), seeds=seeds)
         list(experiment.run())
-        parts.append(take_snapshot(experiment, states=False))
+        parts.append(take_snapshot(*parts(experiment), learners=False))
     whole = toy_experiment()
-    apply_snapshot(whole, join_snapshots(parts))
-    write_results(whole, tmp_path)
+    apply_snapshot(*parts(whole), join_snapshots(parts))
+    write_results(*parts(whole), tmp_path)
     assert_same_results(tmp_path, uninterrupted)
 
 
@@ -436,7 +440,7 @@ def test_what_cannot_be_resumed_gets_one_line(toy_cli, capsys, copied):
 def test_a_full_disk_at_the_end_gets_one_line_and_the_run_can_go_on(toy_cli, monkeypatch, capsys, tmp_path):
     from tamherd_jax.experiments import results
 
-    def full(experiment, directory):
+    def full(plan, state, directory):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -478,7 +482,7 @@ def test_two_processes_that_share_three_seeds_give_the_results_of_one(tmp_path):
     one = toy_experiment(seeds=3)
     list(one.run())
     (tmp_path / "one").mkdir()
-    write_results(one, tmp_path / "one")
+    write_results(*parts(one), tmp_path / "one")
     together = tmp_path / "two"
     shared = ["--seeds", 3, "--coordinator", f"localhost:{port}", "--processes", 2]
     processes = [toy_command(together, *shared, "--process-id", i) for i in range(2)]

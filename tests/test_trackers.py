@@ -10,7 +10,8 @@ from tensorboardX.record_writer import RecordWriter  # noqa: F401 (the format re
 from toy import toy_config
 
 from tamherd_jax import cli
-from tamherd_jax.experiments.runner import Experiment, Progress
+from tamherd_jax.experiments.run import Progress
+from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.reporting import trackers
 from tamherd_jax.reporting.trackers import Trackers, log_event, parse_names
 
@@ -24,7 +25,7 @@ def experiment():
 
 def event(experiment, arm, epoch, values):
     """An epoch of an arm whose returns are `values` `[S, N]`, as the runner leaves it."""
-    experiment.curves.setdefault(f"{arm}/after", []).append(values)
+    experiment.state.curves_of(arm).record(after=values)
     return Progress("herd and oracle", epoch, 5, {arm: values}, 100, 100)
 
 
@@ -44,16 +45,17 @@ def scalars_in(directory):
 def test_tensorboard_gets_every_arms_returns_at_its_environment_steps(experiment, tmp_path):
     values = np.array([[1.0, 2.0, 3.0, 4.0], [3.0, 4.0, 5.0, np.nan]])
     with Trackers(["tensorboard"], tmp_path, {}, pytest.fail) as logs:
-        log_event(logs, event(experiment, "herd", 1, values), experiment)
-        log_event(logs, event(experiment, "herd", 2, 2 * np.nan_to_num(values)), experiment)
-        log_event(logs, event(experiment, "single", 1, np.ones((2, 4))), experiment)
+        log_event(logs, event(experiment, "herd", 1, values), experiment.plan, experiment.state)
+        log_event(logs, event(experiment, "herd", 2, 2 * np.nan_to_num(values)), experiment.plan, experiment.state)
+        log_event(logs, event(experiment, "single", 1, np.ones((2, 4))), experiment.plan, experiment.state)
     scalars = scalars_in(tmp_path / "tensorboard")
-    first, second = experiment.budget.herd(2)
+    budget = experiment.plan.budget
+    first, second = budget.herd.after(2, 4)
     assert scalars["herd/a", first] == pytest.approx(2.5)
     assert scalars["herd/b-slow", first] == pytest.approx(4.0)
     assert ("herd/b-fast", first) not in scalars  # what is not finite is not drawn
     assert scalars["herd/a-fast", second] == pytest.approx(6.0)
-    assert scalars["single/all", experiment.budget.single(1)[0]] == 1.0
+    assert scalars["single/all", budget.single.after(1, 4)[0]] == 1.0
 
 
 class FakeRun:
@@ -96,13 +98,13 @@ def fake(monkeypatch):
 
 def test_wandb_and_trackio_get_the_same_numbers(experiment, tmp_path, fake):
     with Trackers(["wandb", "trackio"], tmp_path / "run-7", {"seeds": 2}, pytest.fail) as logs:
-        log_event(logs, event(experiment, "single", 1, np.ones((2, 4))), experiment)
+        log_event(logs, event(experiment, "single", 1, np.ones((2, 4))), experiment.plan, experiment.state)
     for run in fake.values():
         assert run.settings["config"] == {"seeds": 2}
         assert run.settings["name"] == "run-7"
         assert run.finished == 1
         (scalars,) = run.logged
-        assert scalars["environment_steps"] == experiment.budget.single(1)[0]
+        assert scalars["environment_steps"] == experiment.plan.budget.single.after(1, 4)[0]
         assert scalars["single/a"] == 1.0
     assert ("*", "environment_steps") in fake["wandb"].metrics
 

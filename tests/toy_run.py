@@ -35,13 +35,13 @@ def main():
 
     experiment = toy_experiment(seeds=options.seeds, devices=jax.local_devices())
     checkpoints = Checkpoints(options.out / "checkpoints", options.every, warn=lambda line: print(line, flush=True))
-    print("from", checkpoints.restore(experiment), flush=True)
+    print("from", checkpoints.restore(experiment.plan, experiment.state), flush=True)
     for event in experiment.run():
-        checkpoints.offer(experiment)
+        checkpoints.offer(experiment.plan, experiment.state)
         print(json.dumps([event.stage, event.epoch, time.time()]), flush=True)
-    checkpoints.save(experiment)
+    checkpoints.save(experiment.plan, experiment.state)
     checkpoints.close()
-    write_results(experiment, options.out)
+    write_results(experiment.plan, experiment.state, options.out)
 
 
 if __name__ == "__main__":

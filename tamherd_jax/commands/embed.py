@@ -162,21 +162,22 @@ def computed(options: Embed, config: Any, configs: dict[str, Any], directory: Pa
     from tamherd_jax.parallel import map_learners
 
     experiment, states = read_probes(options) if options.directory else train_probes(config, directory, console)
-    task_set, count = experiment.task_set, len(experiment.task_set)
+    plan = experiment.plan
+    task_set, count = plan.task_set, len(plan.task_set)
     draws = options.tasks_per_mode * count if options.tasks_per_mode else config.embedding_tasks
     (tasks, task), (test_tasks, test_task) = draws_and_probes(task_set, draws, options.test_probes * count)
 
     def one(key: Any, probe: Any) -> Any:
-        return embed_with_probe(experiment.single, config, configs, tasks, test_tasks, key, probe)
+        return embed_with_probe(plan.learner, config, configs, tasks, test_tasks, key, probe)
 
     console.print(f"embedding {draws} draws and {len(test_task)} test probes a seed", highlight=False)
-    keys = jax.vmap(jax.random.key)(np.asarray(experiment.seeds, np.uint32))
+    keys = jax.vmap(jax.random.key)(np.asarray(plan.seeds, np.uint32))
     embedded = jax.tree.map(np.asarray, map_learners(one, (0, 0))(keys, states))
-    arrays, rows = analyses({name: embedded[name] for name in configs}, config, experiment, task, test_task)
+    arrays, rows = analyses({name: embedded[name] for name in configs}, config, plan, task, test_task)
     return arrays, rows, task_set.task_names
 
 
-def analyses(embedded: dict[str, Any], config: Any, experiment: Any, task: Any, test_task: Any) -> Any:
+def analyses(embedded: dict[str, Any], config: Any, plan: Any, task: Any, test_task: Any) -> Any:
     """Every seed's and embedding's Grams with their labels, and a row of diagnostics for each."""
     import jax
     import numpy as np
@@ -186,10 +187,10 @@ def analyses(embedded: dict[str, Any], config: Any, experiment: Any, task: Any, 
     arrays, rows = {"task": task}, []
     for name, parts in embedded.items():
         labels = []
-        for index, seed in enumerate(map(int, experiment.seeds)):
+        for index, seed in enumerate(map(int, plan.seeds)):
             mine = jax.tree.map(lambda leaf, index=index: leaf[index], parts)
             try:
-                found, row = analyse(mine, config.clustering, experiment.task_set, task, test_task, seed)
+                found, row = analyse(mine, config.clustering, plan.task_set, task, test_task, seed)
             except ValueError as error:
                 raise UserError(f"seed {seed}, {name}: {error}") from error
             labels.append(found)
@@ -210,29 +211,31 @@ def read_probes(options: Embed) -> Any:
             raise UserError(f"{where} holds no checkpoint of this process's, so the run's probes cannot be read")
         checkpoints = Checkpoints(where)
         try:
-            checkpoints.restore(experiment)
+            checkpoints.restore(experiment.plan, experiment.state)
         finally:
             checkpoints.close()
-    if "probe" not in experiment.states:
+    if experiment.state.probe is None:
         raise UserError(f"the run in {options.directory} has not trained its probes yet; go on with it first")
-    return experiment, experiment.states["probe"]
+    return experiment, experiment.state.probe
 
 
 def train_probes(config: Any, directory: Path, console: Any) -> Any:
     """An experiment and the states `[S, ...]` of its probes, trained here."""
     from tamherd_jax.experiments.runner import Experiment
+    from tamherd_jax.herd.clustering import ClusteringConfig
     from tamherd_jax.reporting.terminal import ProgressDisplay
 
     with mistakes_of_the_user():
-        experiment = Experiment(config)
+        # Clusters are computed here afterwards: no herd is planned, so that there may be more than a herd could have members.
+        experiment = Experiment(dataclasses.replace(config, clustering=ClusteringConfig()))
         events = experiment.train_probes()
-    task_set, log = experiment.task_set, directory / "log.jsonl"
-    work = config.probe_epochs * experiment.budget.single_epoch * config.seeds
+    plan, log = experiment.plan, directory / "log.jsonl"
+    task_set, work = plan.task_set, config.probe_epochs * plan.budget.single_epoch * config.seeds
     with ProgressDisplay(console, log, task_set.mode_names, task_set.modes, work) as display:
-        display.note(f"{config.seeds} probe(s), {config.probe_epochs} epochs, physics {experiment.env.backend}")
+        display.note(f"{config.seeds} probe(s), {config.probe_epochs} epochs, physics {plan.env.backend}")
         for event in events:
             display.show(event)
-    return experiment, experiment.states["probe"]
+    return experiment, experiment.state.probe
 
 
 # Output --------------------------------------------------------------------------------------------------------------

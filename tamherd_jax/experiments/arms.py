@@ -1,55 +1,60 @@
-"""The arms of an experiment, as data: who trains on what, and who is given which test task."""
+"""The arms of an experiment as data: which learners train on which tasks, and which learner meets which test task."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-import numpy as np
-
-from tamherd_jax.herd.algorithm import EmbeddedTasks
-from tamherd_jax.herd.clustering import Clusters
+from tamherd_jax.experiments.config import ExperimentConfig
+from tamherd_jax.experiments.ledger import ArmBudget, Budget
 
 PROBE, EMBEDDINGS, MEMBERS, SINGLE = STAGES = ("probe", "embeddings", "herd and oracle", "single")
 """Stages, in the order of a run."""
+
+Weights = Literal["all", "modes", "clusters"]
+Assignment = Literal["only", "mode", "nearest", "random", "majority"]
+PartitionName = Literal["trained", "random", "untrained"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One line of the results. A training arm trains learners of its own; any other tests those of a training arm.
 
-    Axes: S seeds, A learners of the arm, N tasks, B = N R test tasks (each of the N, R times in a row).
-
     Attributes:
-      name: in result files.
-      stages: in which it trains and is tested.
-      source: the arm that trains its learners: itself, or another of the same stages.
-      learner: the `MetaLearner` that trains; None where `source` is another.
-      size: A.
-      role: whose random numbers its learners have, in training and testing. Arms of one role differ in nothing but what
-        they are compared for.
-      weights: the learners' distributions over training tasks, `[S, A, N]`; asked for once its stages begin.
-      assign: epoch -> the learner that each test task is given to, `[S, B]`.
-      explore: exploration episodes of a meta-test.
-      budget: epochs -> environment steps that may have been taken after each, `[epochs]`.
-      charged: what its steps begin with, of "probe" and "embedding".
-      inherits: its learners start with the probe's replay of their tasks and collect none of their own before the first epoch.
-      grouped: every seed has its own number of learners, at most A; the others of the A are never trained or given a task.
+      name: In result files.
+      source: The arm that trains its learners: itself, or another of the same stages.
+      role: Whose random numbers its learners have, in training and testing. Arms of one role differ in nothing but what they
+        are compared for.
+      stages: In which it trains and is tested.
+      learner: The `MetaLearner` that trains; for a grouped arm the one of as many members as there can be.
+      size: A, learners of a seed.
+      weights: What its learners train on: `all` tasks, the `modes` of the task set, one each, or the `clusters` of its
+        partition, one each.
+      assign: Which learner meets a test task: the `only` one, that of the task's `mode`, the member with the `nearest`
+        centroid, one at `random`, or the member whose training tasks are in their `majority` of the task's mode.
+      explore: Exploration episodes of a meta-test.
+      budget: Environment steps that it may take.
+      partition: Which clusters of the training tasks: the `trained` probe's, `random` ones of equal size, or those of an
+        `untrained` probe.
+      charged: What is charged before its own steps, stages by name.
+      copies_replay: Its learners start with the probe's replay of their tasks and collect none before the first epoch.
+      grouped: Every seed has its own number of learners, at most A; the others of the A are never trained or tested.
     """
 
     name: str
-    stages: tuple[str, ...]
     source: str
+    role: str
+    stages: tuple[str, ...]
     learner: Any
     size: int
-    role: str
-    weights: Callable[[], np.ndarray]
-    assign: Callable[[int], Any]
+    weights: Weights
+    assign: Assignment
     explore: int
-    budget: Callable[[int], np.ndarray]
+    budget: ArmBudget
+    partition: PartitionName = "trained"
     charged: tuple[str, ...] = ()
-    inherits: bool = False
+    copies_replay: bool = False
     grouped: bool = False
 
     @property
@@ -59,17 +64,103 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Partition:
-    """What a herd's assignment needs, for S seeds.
+class ArmLearners:
+    """The meta-learners of the arms: they differ in how many tasks an epoch samples, and in settings.
 
     Attributes:
-      probe: states `[S, ...]` of the probe.
-      embedded: the training tasks as it saw them, `[S, ...]`.
-      clusters: `[S]` of them.
-      failures: index of a seed -> why its tasks could not be clustered.
+      single: Alone on an epoch's sampled tasks.
+      expert: One of the oracle's, which share them.
+      member: One of a herd of as many members as there can be.
+      probe: Of a probe that is a learner of its own, else None.
+      doubled: The single learner with twice the gradient steps, where that control is asked for, else None.
     """
 
-    probe: Any
-    embedded: EmbeddedTasks
-    clusters: Sequence[Clusters]
-    failures: dict[int, str]
+    single: Any
+    expert: Any
+    member: Any
+    probe: Any = None
+    doubled: Any = None
+
+
+def make_arms(config: ExperimentConfig, learners: ArmLearners, modes: int, members: int, budget: Budget) -> dict[str, Arm]:
+    """Return all arms of an experiment by name, the paper's three first."""
+    single, oracle, herd = main_arms(config, learners, modes, members, budget)
+    probes = []
+    if learners.probe is not None:
+        probe = dataclasses.replace(
+            single, name=config.probe, source=config.probe, role="probe", stages=(PROBE,), learner=learners.probe
+        )
+        single, probes = dataclasses.replace(single, stages=(SINGLE,)), [probe]
+    controls = [CONTROL_ARMS[name](single, herd, learners, budget) for name in CONTROL_ARMS if name in config.controls]
+    return {arm.name: arm for arm in (single, oracle, herd, *probes, *controls)}
+
+
+def main_arms(
+    config: ExperimentConfig, learners: ArmLearners, modes: int, members: int, budget: Budget
+) -> tuple[Arm, Arm, Arm]:
+    """Return the paper's three arms: the single learner, the oracle and the herd."""
+    single = Arm(
+        name="single",
+        source="single",
+        role="single",
+        stages=(PROBE, SINGLE),
+        learner=learners.single,
+        size=1,
+        weights="all",
+        assign="only",
+        explore=config.explore_episodes,
+        budget=budget.single,
+    )
+    oracle = dataclasses.replace(
+        single,
+        name="oracle",
+        source="oracle",
+        role="oracle",
+        stages=(MEMBERS,),
+        learner=learners.expert,
+        size=modes,
+        weights="modes",
+        assign="mode",
+        budget=budget.oracle,
+    )
+    herd = dataclasses.replace(
+        oracle,
+        name="herd",
+        source="herd",
+        role="herd",
+        learner=learners.member,
+        size=members,
+        grouped=config.clustering.clusters == "auto",
+        weights="clusters",
+        assign="nearest",
+        explore=config.explore_episodes - config.probe_test_episodes,
+        budget=budget.copying_herd if config.reuse_probe else budget.herd,
+        charged=(PROBE, EMBEDDINGS),
+        copies_replay=config.reuse_probe,
+    )
+    return single, oracle, herd
+
+
+def _trained(arm: Arm, name: str, **changes: Any) -> Arm:
+    return dataclasses.replace(arm, name=name, source=name, **changes)
+
+
+CONTROL_ARMS: Mapping[str, Callable[[Arm, Arm, ArmLearners, Budget], Arm]] = {
+    "random-assignment": lambda single, herd, learners, budget: dataclasses.replace(
+        herd, name="random-assignment", assign="random"
+    ),
+    "oracle-assignment": lambda single, herd, learners, budget: dataclasses.replace(
+        herd, name="oracle-assignment", assign="majority"
+    ),
+    "random-clusters": lambda single, herd, learners, budget: _trained(herd, "random-clusters", partition="random"),
+    "untrained-probe": lambda single, herd, learners, budget: _trained(
+        herd,
+        "untrained-probe",
+        partition="untrained",
+        budget=budget.untrained_herd,
+        charged=(EMBEDDINGS,),
+        copies_replay=False,
+    ),
+    "double-gradient": lambda single, herd, learners, budget: _trained(single, "double-gradient", learner=learners.doubled),
+}
+"""By the name of a control, its arm: the one it is compared with, and what differs from it."""

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 import tamherd_jax
-from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.snapshot import Snapshot, apply_snapshot, check_curves, expected_arrays, take_snapshot
+from tamherd_jax.experiments.state import RunState
 from tamherd_jax.serialization import array_entry
 
 FORMAT = 3
@@ -51,29 +52,29 @@ class Checkpoints:
         """Number of the newest complete checkpoint: epochs of all stages together."""
         return max(self._manager.all_steps(), default=None)
 
-    def offer(self, experiment: Experiment) -> None:
+    def offer(self, plan: Plan, state: RunState) -> None:
         """Write a checkpoint if one is due. It is complete, and older ones deleted, some time after this returns."""
         if time.monotonic() - self._last >= self.every:
-            self.save(experiment)
+            self.save(plan, state)
 
-    def save(self, experiment: Experiment) -> None:
-        """Write a checkpoint of an experiment between two events, unless the newest is of the same moment."""
+    def save(self, plan: Plan, state: RunState) -> None:
+        """Write a checkpoint of a run state between two epochs, unless the newest is of the same moment."""
         import orbax.checkpoint as ocp
 
-        step = sum(experiment.done.values())
+        step = state.steps
         self._last = time.monotonic()
         self._settle()
         if not step or self.latest() == step:
             return
-        snapshot = take_snapshot(experiment)
-        meta = ocp.args.JsonSave(_describe(experiment, snapshot))
+        snapshot = take_snapshot(plan, state)
+        meta = ocp.args.JsonSave(_describe(plan, snapshot))
         arrays = ocp.args.StandardSave({name: a for name, a in snapshot.arrays.items() if a.size})
         with self._failures(step):
             self._manager.save(step, args=ocp.args.Composite(arrays=arrays, meta=meta))
             self._pending = step
 
-    def restore(self, experiment: Experiment) -> int | None:
-        """Put the newest checkpoint into a fresh experiment; None if there is none.
+    def restore(self, plan: Plan, state: RunState) -> int | None:
+        """Put the newest checkpoint into a fresh run state and return its number; None if there is none.
 
         Raises:
           ValueError: in one line, if it is damaged or not of this experiment. An older one is not taken silently: the line
@@ -89,8 +90,8 @@ class Checkpoints:
         if found is None:
             raise ValueError(self._damaged(step, "its metadata cannot be read"))
         meta = found.meta
-        _check_description(experiment, meta, where)
-        _check_manifest(experiment, meta, where)
+        _check_description(plan, meta, where)
+        _check_manifest(plan, meta, where)
         found = self._read(step, arrays=ocp.args.StandardRestore())
         if found is None:
             raise ValueError(self._damaged(step, "its arrays cannot be read"))
@@ -98,7 +99,7 @@ class Checkpoints:
         for name, entry in meta["arrays"].items():
             arrays.setdefault(name, np.zeros(entry["shape"], entry["dtype"])) if 0 in entry["shape"] else None
         self._check_arrays(step, meta, arrays)
-        apply_snapshot(experiment, Snapshot({name: arrays[name] for name in meta["arrays"]}, meta["facts"]))
+        apply_snapshot(plan, state, Snapshot({name: arrays[name] for name in meta["arrays"]}, meta["facts"]))
         return step
 
     def close(self) -> None:
@@ -179,20 +180,20 @@ class Checkpoints:
         return f"checkpoint {self.directory / str(step)} is damaged: {what}; {way_out}"
 
 
-def _describe(experiment: Experiment, snapshot: Snapshot) -> dict[str, Any]:
+def _describe(plan: Plan, snapshot: Snapshot) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": tamherd_jax.__version__,
-        "config": experiment.config.to_json(),
-        "physics": experiment.env.backend,
+        "config": plan.config.to_json(),
+        "physics": plan.env.backend,
         "facts": snapshot.facts,
         "arrays": {name: array_entry(array) for name, array in snapshot.arrays.items()},
     }
 
 
-def _check_description(experiment: Experiment, meta: Any, where: Path) -> None:
+def _check_description(plan: Plan, meta: Any, where: Path) -> None:
     """Check that a checkpoint is of this program, configuration, physics and these seeds."""
-    wanted = json.loads(json.dumps(_describe(experiment, Snapshot({}, {}))))
+    wanted = json.loads(json.dumps(_describe(plan, Snapshot({}, {}))))
     if not isinstance(meta, dict) or not wanted.keys() <= meta.keys():
         raise ValueError(f"checkpoint {where} is damaged: its metadata is incomplete")
     for key in ("format", "version", "physics"):
@@ -202,16 +203,16 @@ def _check_description(experiment: Experiment, meta: Any, where: Path) -> None:
         theirs, ours = meta["config"].get(key), wanted["config"].get(key)
         if theirs != ours:
             raise ValueError(f"checkpoint {where} is of another configuration: {key} is {theirs!r}, not {ours!r}")
-    seeds = [int(seed) for seed in experiment.seeds]
+    seeds = [int(seed) for seed in plan.seeds]
     if (theirs := meta["facts"]["seeds"]) != seeds:
         raise ValueError(f"checkpoint {where} is of seeds {theirs}, not {seeds}; start as many processes as then")
 
 
-def _check_manifest(experiment: Experiment, meta: dict[str, Any], where: Path) -> None:
+def _check_manifest(plan: Plan, meta: dict[str, Any], where: Path) -> None:
     """Check names, shapes and dtypes before anything is read."""
     done, manifest = meta["facts"]["done"], meta["arrays"]
     left = {name for name in manifest if not name.startswith("curves/")}
-    for name, shape, dtype in expected_arrays(experiment, meta["facts"]):
+    for name, shape, dtype in expected_arrays(plan, meta["facts"]):
         if name not in left:
             raise ValueError(f"checkpoint {where} has another tree: {name} is missing")
         left.remove(name)
@@ -222,7 +223,7 @@ def _check_manifest(experiment: Experiment, meta: dict[str, Any], where: Path) -
         raise ValueError(f"checkpoint {where} has another tree: nothing here is called {min(left)}")
     try:
         curves = {name: tuple(entry["shape"]) for name, entry in manifest.items() if name.startswith("curves/")}
-        check_curves(experiment, done, curves)
+        check_curves(plan, done, curves)
     except ValueError as error:
         raise ValueError(f"checkpoint {where}: {error}") from error
 

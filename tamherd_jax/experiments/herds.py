@@ -7,43 +7,42 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tamherd_jax.experiments.plan import Plan
+from tamherd_jax.experiments.programs import without_replay
 from tamherd_jax.experiments.results import excluded
-from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.experiments.state import RunState, member_counts
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
-from tamherd_jax.types import ReplayLearner
 
 
-def trained_herd(experiment: Experiment, index: int) -> Herd:
-    """The herd of one seed, by its position in `experiment.seeds`; the experiment must have trained it."""
-    c, learner = experiment.config, experiment.single
-    parts = {"probe": experiment.states["probe"], "members": experiment.states["herd"]}
-    if isinstance(learner, ReplayLearner):  # a trained herd acts, it does not train
-        parts = {name: learner.snapshot(state) for name, state in parts.items()}
-    parts["members"] = jax.tree.map(lambda leaf: leaf[:, : experiment.member_counts()[index]], parts["members"])
-    parts["embedded"] = experiment.embedded
+def trained_herd(plan: Plan, state: RunState, index: int) -> Herd:
+    """Return the herd of one seed, by its position in `plan.seeds`, once it is trained."""
+    c, found = plan.config, state.partitions["trained"]
+    members = without_replay(plan.learner, state.learners["herd"])  # a trained herd acts, it does not train
+    members = jax.tree.map(lambda leaf: leaf[:, : member_counts(plan, state)[index]], members)
+    parts = {"probe": without_replay(plan.learner, state.probe), "members": members, "embedded": found.embedded}
     return Herd(
-        learner=learner,
-        task_set=experiment.task_set,
-        embedding=experiment.embedding,
-        labels=np.asarray(experiment.clusters[index].labels),
+        learner=plan.learner,
+        task_set=plan.task_set,
+        embedding=plan.embedding,
+        labels=np.asarray(found.clusters[index].labels),
         episodes=EpisodeCounts(
             embedding=c.embedding_episodes,
             probe=c.probe_test_episodes,
             explore=c.explore_episodes - c.probe_test_episodes,
             test=c.test_episodes,
         ),
-        seed=int(experiment.seeds[index]),
+        seed=int(plan.seeds[index]),
         **jax.tree.map(lambda leaf: leaf[index], parts),
     )
 
 
-def write_herds(experiment: Experiment, directory: Path) -> None:
+def write_herds(plan: Plan, state: RunState, directory: Path) -> None:
     """Save every seed's herd to `directory/herd/seed-N`, but those that are excluded from the results."""
-    for index in sound_herds(experiment):
-        trained_herd(experiment, index).save(directory / "herd" / f"seed-{experiment.seeds[index]}")
+    for index in finite_herds(plan, state):
+        trained_herd(plan, state, index).save(directory / "herd" / f"seed-{plan.seeds[index]}")
 
 
-def sound_herds(experiment: Experiment) -> list[int]:
-    """Positions in `experiment.seeds` of the seeds whose herd counts in the results."""
-    unsound = {entry["seed"] for entry in excluded(experiment) if entry["arm"] == "herd"}
-    return [index for index, seed in enumerate(experiment.seeds) if int(seed) not in unsound]
+def finite_herds(plan: Plan, state: RunState) -> list[int]:
+    """Return the positions in `plan.seeds` of the seeds whose herd counts in the results."""
+    left_out = {entry.seed for entry in excluded(plan, state) if entry.arm == "herd"}
+    return [index for index, seed in enumerate(plan.seeds) if int(seed) not in left_out]

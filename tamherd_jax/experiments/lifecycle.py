@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tamherd_jax.experiments.clustering import complete_partitions
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import Snapshot, apply_snapshot, join_snapshots, take_snapshot
 
@@ -73,7 +74,7 @@ def own_seeds(seeds: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def agree() -> Iterator[None]:
+def barrier() -> Iterator[None]:
     """Run the body in every process and go on only if it succeeded in all, so that none waits for one that gave up.
 
     Raises:
@@ -95,8 +96,9 @@ def agree() -> Iterator[None]:
 
 def gather(experiment: Experiment, whole: Experiment) -> None:
     """Join what the processes recorded into `whole`, an experiment of all seeds; every process must call it at its end."""
-    mine = take_snapshot(experiment, states=False)
-    apply_snapshot(whole, join_snapshots([_unpack(data) for data in _allgather_bytes(_pack(mine))]))
+    mine = take_snapshot(experiment.plan, experiment.state, learners=False)
+    apply_snapshot(whole.plan, whole.state, join_snapshots([_unpack(data) for data in _allgather_bytes(_pack(mine))]))
+    complete_partitions(whole.plan, whole.programs, whole.state)
 
 
 def _allgather_bytes(data: bytes) -> list[bytes]:

@@ -11,8 +11,9 @@ import numpy as np
 from tamherd_jax.envs import Locomotion, Task
 from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.envs.locomotion import Terms
-from tamherd_jax.experiments.herds import sound_herds, trained_herd
-from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.experiments.herds import finite_herds, trained_herd
+from tamherd_jax.experiments.plan import Plan
+from tamherd_jax.experiments.state import RunState
 from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
 from tamherd_jax.serialization import write_arrays
 from tamherd_jax.types import LatentLearner
@@ -97,9 +98,9 @@ def _speeds(episode: Episodes, task: Task, terms: Terms, env: Locomotion) -> np.
     return np.where(np.abs(slower - seen) < np.abs(faster - seen), slower, faster)
 
 
-def write_episodes(experiment: Experiment, directory: Path) -> None:
-    """Record the first sound herd of a finished experiment on all its tasks to `episodes.npz`; nothing where there is none."""
-    sound = sound_herds(experiment) if isinstance(experiment.env, Locomotion) else []
-    if sound:
-        herd = trained_herd(experiment, sound[0])
+def write_episodes(plan: Plan, state: RunState, directory: Path) -> None:
+    """Record the first finite herd on all its tasks to `episodes.npz`; nothing if there is none, or no bodies to draw."""
+    finite = finite_herds(plan, state) if isinstance(plan.env, Locomotion) else []
+    if finite:
+        herd = trained_herd(plan, state, finite[0])
         write_arrays(directory / "episodes.npz", record(herd, herd.task_set.task_names))

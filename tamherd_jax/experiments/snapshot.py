@@ -9,7 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.experiments.curves import ArmCurves
+from tamherd_jax.experiments.plan import Plan
+from tamherd_jax.experiments.programs import embed_seed, init_learner, without_replay
+from tamherd_jax.experiments.state import Partition, RunState
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.replay import ReplayBuffer
@@ -31,24 +34,29 @@ class Snapshot:
     facts: dict[str, Any]
 
 
-def take_snapshot(experiment: Experiment, states: bool = True) -> Snapshot:
-    """Copy an experiment, between two events of its `run()`, to the host; without the learners' states if so asked."""
-    arrays = {f"curves/{name}": np.stack([np.asarray(v) for v in values], 1) for name, values in experiment.curves.items()}
+def take_snapshot(plan: Plan, state: RunState, learners: bool = True) -> Snapshot:
+    """Copy a run state, between two epochs, to the host; without the learners' states if so asked."""
+    curves = {f"{arm}/{name}": array for arm, own in state.curves.items() for name, array in own.stacked().items()}
+    arrays = {f"curves/{name}": array for name, array in curves.items()}
     rings = {}
-    for arm, state in experiment.states.items() if states else ():
-        trimmed = _map_rings(replay.trim, state)
-        arrays |= named_arrays(f"states/{arm}", trimmed)
+    probe = {} if state.probe is None else {"probe": state.probe}
+    for name, states in (state.learners | probe).items() if learners else ():
+        trimmed = _map_rings(replay.trim, states)
+        arrays |= named_arrays(f"states/{name}", trimmed)
         if held := _capacities(trimmed):
-            rings[arm] = held
+            rings[name] = held
     clusters: list[dict[str, Any]] = []
-    if experiment.done["embeddings"]:
-        arrays |= named_arrays("embedded", experiment.embedded)
-        arrays["labels"] = np.stack([np.asarray(c.labels) for c in experiment.clusters])
-        for index, found in enumerate(experiment.clusters):
-            scores = {name: {str(k): float(v) for k, v in values.items()} for name, values in found.scores.items()}
-            clusters.append({"k": found.k, "scores": scores, "failure": experiment.cluster_failures.get(index)})
-    seeds = [int(seed) for seed in experiment.seeds]
-    return Snapshot(arrays, {"seeds": seeds, "done": dict(experiment.done), "clusters": clusters, "rings": rings})
+    if found := state.partitions.get("trained"):
+        arrays |= named_arrays("embedded", found.embedded)
+        arrays["labels"] = np.stack([np.asarray(c.labels) for c in found.clusters])
+        clusters = [_describe_clusters(one, found.failures.get(index)) for index, one in enumerate(found.clusters)]
+    seeds = [int(seed) for seed in plan.seeds]
+    return Snapshot(arrays, {"seeds": seeds, "done": dict(state.done), "clusters": clusters, "rings": rings})
+
+
+def _describe_clusters(found: Clusters, failure: str | None) -> dict[str, Any]:
+    scores = {name: {str(k): float(v) for k, v in values.items()} for name, values in found.scores.items()}
+    return {"k": found.k, "scores": scores, "failure": failure}
 
 
 def join_snapshots(parts: Sequence[Snapshot]) -> Snapshot:
@@ -58,62 +66,75 @@ def join_snapshots(parts: Sequence[Snapshot]) -> Snapshot:
     return Snapshot(arrays, {**facts, "done": parts[0].facts["done"], "rings": {}})
 
 
-def expected_arrays(experiment: Experiment, facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and dtype of every array but the curves that a snapshot of this experiment and these facts holds."""
-    for prefix, tree in _templates(experiment, facts["done"]):
+def expected_arrays(plan: Plan, facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Yield name, shape and dtype of every array but the curves that a snapshot of this plan and these facts holds."""
+    for prefix, tree in _templates(plan, facts["done"]):
         tree = _of_capacities(tree, facts["rings"].get(prefix.removeprefix("states/"), ()))
         for name, leaf in named_shapes(prefix, tree).items():
             yield name, tuple(leaf.shape), str(leaf.dtype)
 
 
-def check_curves(experiment: Experiment, done: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+def check_curves(plan: Plan, done: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
     """Check that curves have every seed and exactly the epochs done.
 
     Raises:
-      ValueError: naming the first that has not.
+      ValueError: Naming the first that has not.
     """
     for name, shape in shapes.items():
-        arm = experiment.arms.get(name.split("/")[1])
+        arm = plan.arms.get(name.split("/")[1])
         epochs = sum(done[stage] for stage in arm.stages) if arm else 0
-        if tuple(shape[:2]) != (len(experiment.seeds), epochs):
-            raise ValueError(f"{name} has shape {tuple(shape)}, not {len(experiment.seeds)} seeds x {epochs} epochs")
+        if tuple(shape[:2]) != (len(plan.seeds), epochs):
+            raise ValueError(f"{name} has shape {tuple(shape)}, not {len(plan.seeds)} seeds x {epochs} epochs")
 
 
-def apply_snapshot(experiment: Experiment, snapshot: Snapshot) -> None:
-    """Put a checked snapshot into a fresh experiment; its `run()` goes on from there. States may be missing."""
+def apply_snapshot(plan: Plan, state: RunState, snapshot: Snapshot) -> None:
+    """Put a checked snapshot into a fresh run state, which `run` goes on from. Learners' states may be missing."""
     done, arrays = snapshot.facts["done"], snapshot.arrays
-    names = [name for name in arrays if name.startswith("curves/")]
-    experiment.curves = {name.removeprefix("curves/"): list(np.moveaxis(arrays[name], 1, 0)) for name in names}
-    for prefix, tree in _templates(experiment, done):
-        if prefix == "labels" or any(name not in arrays for name in named_shapes(prefix, tree)):
-            continue
-        restored = _widened(restore_tree(prefix, tree, arrays), tree)
-        if prefix == "embedded":
-            experiment.embedded = restored
-        else:
-            experiment.states[prefix.removeprefix("states/")] = restored
-    experiment.clusters, experiment.cluster_failures = [], {}
-    for index, found in enumerate(snapshot.facts["clusters"]):
-        scores = {name: {int(k): v for k, v in values.items()} for name, values in found["scores"].items()}
-        experiment.clusters.append(Clusters(arrays["labels"][index], found["k"], scores))
-        if found["failure"]:
-            experiment.cluster_failures[index] = found["failure"]
-    experiment.done = dict(done)
+    state.done, state.curves = dict(done), restored_curves(arrays)
+    trees = {}
+    for prefix, tree in _templates(plan, done):
+        if prefix != "labels" and all(name in arrays for name in named_shapes(prefix, tree)):
+            trees[prefix] = _widened(restore_tree(prefix, tree, arrays), tree)
+    states = {prefix.removeprefix("states/"): tree for prefix, tree in trees.items() if prefix.startswith("states/")}
+    state.probe = states.pop("probe", None)
+    state.learners = states
+    if "embedded" in trees:
+        found = snapshot.facts["clusters"]
+        clusters = [restored_clusters(arrays["labels"][index], entry) for index, entry in enumerate(found)]
+        failures = {index: entry["failure"] for index, entry in enumerate(found) if entry["failure"]}
+        state.partitions = {"trained": Partition(state.probe, trees["embedded"], clusters, failures)}
 
 
-def _templates(experiment: Experiment, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
-    """Prefix of names and tree of shapes of what exists after `done`; states first, what is computed from them after."""
+def restored_curves(arrays: dict[str, np.ndarray]) -> dict[str, ArmCurves]:
+    """Return the curves `curves/ARM/QUANTITY` `[S, E, ...]` as records by arm."""
+    by_arm: dict[str, dict[str, np.ndarray]] = {}
+    for name in arrays:
+        if name.startswith("curves/"):
+            arm, quantity = name.removeprefix("curves/").split("/", 1)
+            by_arm.setdefault(arm, {})[quantity] = arrays[name]
+    return {arm: ArmCurves.unstacked(own) for arm, own in by_arm.items()}
+
+
+def restored_clusters(labels: np.ndarray, entry: dict[str, Any]) -> Clusters:
+    """Return the clusters of one seed from their labels `[D]` and what the facts say of them."""
+    scores = {name: {int(k): v for k, v in values.items()} for name, values in entry["scores"].items()}
+    return Clusters(labels, entry["k"], scores)
+
+
+def _templates(plan: Plan, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
+    """Yield prefix of names and tree of shapes of what exists after `done`; states first, what is computed from them after."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    one = jax.eval_shape(experiment.init_one, key)
-    seeds = len(experiment.seeds)
-    for arm in experiment.arms.values():
+    one = jax.eval_shape(lambda key: init_learner(plan, key), key)
+    seeds = len(plan.seeds)
+    for arm in plan.arms.values():
         if arm.trains and any(done[stage] for stage in arm.stages):
             yield f"states/{arm.name}", _batched(one, seeds, arm.size)
     if done["embeddings"]:
-        probe = jax.eval_shape(experiment.snapshot, one)
+        probe = jax.eval_shape(lambda state: without_replay(plan.learner, state), one)
         yield "states/probe", _batched(probe, seeds)
-        yield "labels", jax.ShapeDtypeStruct((seeds, len(experiment.embedded_index)), np.int64)
-        yield "embedded", _batched(jax.eval_shape(experiment.embed_one, key, probe), seeds)
+        yield "labels", jax.ShapeDtypeStruct((seeds, len(plan.embedded_task)), np.int64)
+        embedded = jax.eval_shape(lambda key, probe: embed_seed(plan, key, probe), key, probe)
+        yield "embedded", _batched(embedded, seeds)
 
 
 def _is_ring(node: Any) -> bool:

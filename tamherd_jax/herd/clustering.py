@@ -58,11 +58,6 @@ class ClusteringConfig:
         if self.max_clusters < 1:
             raise ValueError(f"max_clusters must be positive, not {self.max_clusters}")
 
-    @property
-    def most(self) -> int:
-        """The most clusters that there can be."""
-        return self.max_clusters if self.clusters == "auto" else int(self.clusters)
-
 
 @dataclasses.dataclass(frozen=True)
 class Clusters:

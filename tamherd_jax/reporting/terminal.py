@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tamherd_jax.experiments.runner import Progress as Event
+from tamherd_jax.experiments.run import Progress as Event
 
 _SMOOTHING = 0.3  # weight of the newest epoch in the speed shown
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from tamherd_jax.experiments.runner import Experiment, Progress
+    from tamherd_jax.experiments.plan import Plan
+    from tamherd_jax.experiments.run import Progress
+    from tamherd_jax.experiments.state import RunState
 
 PROJECT = "tamherd_jax"
 
@@ -161,14 +163,16 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def log_event(trackers: Trackers, event: Progress, experiment: Experiment) -> None:
+def log_event(trackers: Trackers, event: Progress, plan: Plan, state: RunState) -> None:
     """An epoch's returns after adaptation: `arm/body` and `arm/task`, mean over seeds, and over all as `arm/all`.
 
     The step is that of Figure 2, environment steps of the arm's budget.
     """
-    task_set = experiment.task_set
+    from tamherd_jax.experiments.state import budget_steps
+
+    task_set = plan.task_set
     for arm, values in event.returns.items():
-        steps = experiment.arms[arm].budget(len(experiment.curves[f"{arm}/after"]))
+        steps = budget_steps(plan, state, plan.arms[arm], len(state.curves_of(arm).after))
         scalars = {f"{arm}/all": float(values.mean())}
         for mode, body in enumerate(task_set.mode_names):
             scalars[f"{arm}/{body}"] = float(values[:, task_set.modes == mode].mean())

@@ -1,0 +1,199 @@
+"""The compiled programs of a plan: pure functions of one learner or one seed, mapped over the axis of all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tamherd_jax.envs import take_tasks
+from tamherd_jax.experiments.arms import MEMBERS, PROBE
+from tamherd_jax.experiments.keys import PREFILL_EPOCH
+from tamherd_jax.experiments.plan import Plan
+from tamherd_jax.herd.algorithm import (
+    EmbeddedTasks,
+    TestResult,
+    assign_tasks,
+    embed_training_tasks,
+    meta_test,
+    stratified_tasks,
+)
+from tamherd_jax.parallel import map_learners
+from tamherd_jax.types import ReplayLearner
+
+Program = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+    """Each is compiled when it is first called, for L learners or S seeds at once. E epochs a call, B test tasks.
+
+    Attributes:
+      devices: Of this process, to which learners are dealt.
+      init: `key [L] -> state [L, ...]`.
+      copy_replay: `(state [L], probe's state [L], weights [L, N]) -> state [L]` with the probe's replay of its tasks.
+      prefill: `(key [L], state [L], tasks, weights [L, N]) -> (state [L], EpochMetrics [L])`.
+      train: By learner, `(key [L], epochs [E], state [L], tasks, weights [L, N], fault [L])` to the last state `[L]` and
+        per-epoch outputs `[L, E, ...]`: the state without its replay, metrics and fault.
+      embed: `(key [S], probe [S]) -> EmbeddedTasks [S]`.
+      assign: `(key [S], epoch, probe [S], EmbeddedTasks [S], membership [S, D, K]) -> (Assignment [S, B], steps [S])`.
+      test: By number of exploration episodes, `(key [S], epoch, state [S, B]) -> TestResult` with leaves `[S, N]`.
+    """
+
+    devices: tuple[jax.Device, ...]
+    init: Program
+    copy_replay: Program
+    prefill: Program
+    train: Mapping[Any, Program]
+    embed: Program
+    assign: Program
+    test: Mapping[int, Program]
+
+
+def make_programs(plan: Plan, devices: Sequence[jax.Device] | None = None, per_call: int | None = None) -> Programs:
+    """Return the programs of a plan, none of them compiled yet.
+
+    Args:
+      plan: The plan.
+      devices: Of this process; by default its first.
+      per_call: Learners a device and call; see `map_learners`.
+    """
+
+    def mapped(fn: Callable[..., Any], in_axes: tuple[int | None, ...], donate: tuple[int, ...] = ()) -> Program:
+        return map_learners(fn, in_axes=in_axes, per_call=per_call, devices=devices, donate=donate)
+
+    def training(learner: Any) -> Program:
+        return mapped(lambda *args: train_epochs(learner, *args), (0, None, 0, None, 0, 0), (2,))
+
+    def testing(explore: int) -> Program:
+        return mapped(lambda *args: meta_test_seed(plan, explore, *args), (0, None, 0))
+
+    learners = {*plan.members.values(), *(arm.learner for arm in plan.arms.values() if arm.trains)}
+    return Programs(
+        devices=tuple(jax.local_devices()[:1] if devices is None else devices),
+        init=mapped(lambda key: init_learner(plan, key), (0,)),
+        copy_replay=mapped(lambda *args: plan.learner.inherit(*args), (0, 0, 0)),
+        prefill=mapped(lambda *args: prefill_replay(plan.learner, *args), (0, 0, None, 0), (1,)),
+        train={learner: training(learner) for learner in learners},
+        embed=mapped(lambda key, probe: embed_seed(plan, key, probe), (0, 0)),
+        assign=mapped(lambda *args: assign_seed(plan, *args), (0, None, 0, 0, 0)),
+        test={explore: testing(explore) for explore in {arm.explore for arm in plan.arms.values()}},
+    )
+
+
+def check_memory(plan: Plan, devices: Sequence[jax.Device], stages: Sequence[str] = (PROBE, MEMBERS)) -> None:
+    """Refuse learners whose replay does not fit into memory.
+
+    Raises:
+      ValueError: In one line that says what to change.
+    """
+    if not isinstance(plan.learner, ReplayLearner):
+        return
+    rows = [sum(arm.size for arm in plan.training_arms(stage)) for stage in stages]
+    # One device keeps all learners and a second copy of those in training; of several, each holds a call's, old and new.
+    alone = len(devices) == 1 or devices[0].platform == "cpu"
+    plan.learner.check_memory(len(plan.seeds) * (sum(rows) + max(rows)) if alone else 2)
+
+
+# Functions of one learner --------------------------------------------------------------------------------------------
+
+
+def init_learner(plan: Plan, key: jax.Array) -> Any:
+    """Return the fresh state of one learner, the same for all arms, from epoch 0 of its key."""
+    return plan.learner.init(jax.random.fold_in(key, 0))
+
+
+def without_replay(learner: Any, state: Any) -> Any:
+    """Return the part of a state, or of a batch of them, that probes, adapts and may become non-finite."""
+    return learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
+
+
+def prefill_replay(learner: Any, key: jax.Array, state: Any, tasks: Any, weights: jax.Array) -> tuple[Any, Any]:
+    """Collect what a learner's first epoch needs."""
+    return learner.prepare(jax.random.fold_in(key, PREFILL_EPOCH), state, tasks, weights)
+
+
+def train_epochs(
+    learner: Any, key: jax.Array, epochs: jax.Array, state: Any, tasks: Any, weights: jax.Array, fault: jax.Array
+) -> tuple[Any, tuple[Any, Any, jax.Array]]:
+    """Train one learner for E epochs `[E]`; return its last state and the per-epoch outputs `[E, ...]`.
+
+    Per-epoch outputs are the state without its replay, `EpochMetrics` and the fault.
+    """
+
+    def step(carry: tuple[Any, jax.Array], number: jax.Array) -> tuple[Any, Any]:
+        state, metrics, fault = train_epoch(learner, jax.random.fold_in(key, number), carry[0], tasks, weights, carry[1])
+        return (state, fault), (without_replay(learner, state), metrics, fault)
+
+    if epochs.shape[0] > 1:
+        (state, _), outputs = jax.lax.scan(step, (state, fault), epochs)
+    else:  # a loop of one would only cost compilation
+        (state, _), outputs = step((state, fault), epochs[0])
+        outputs = jax.tree.map(lambda leaf: leaf[None], outputs)
+    return state, outputs
+
+
+def train_epoch(
+    learner: Any, key: jax.Array, state: Any, tasks: Any, weights: jax.Array, fault: jax.Array
+) -> tuple[Any, Any, jax.Array]:
+    """Train one learner for an epoch; return its state, `EpochMetrics` and fault. A learner with a fault stays as it was."""
+    new, metrics = learner.train_epoch(key, state, tasks, weights)
+    fault = jnp.where(fault >= 0, fault, first_nonfinite(without_replay(learner, new)))
+
+    def keep(part: Any, old: Any, new: Any) -> Any:
+        # Replay holds finite steps only; to choose between its old and new would copy it.
+        return new if part is None else jnp.where(fault < 0, new, old)
+
+    kept = jax.tree.map(keep, without_replay(learner, new), state, new, is_leaf=lambda part: part is None)
+    return kept, metrics, fault
+
+
+def first_nonfinite(state: Any) -> jax.Array:
+    """Return the index `[]` of the first floating-point array that holds a non-finite number, -1 where all are finite."""
+    bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state) if _is_float(leaf)])
+    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+
+
+def float_arrays(plan: Plan) -> list[str]:
+    """Return the names of the arrays of a learner's state that `first_nonfinite` counts."""
+    state = jax.eval_shape(lambda key: without_replay(plan.learner, init_learner(plan, key)), jax.random.key(0))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if _is_float(leaf)]
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+# Functions of one seed -----------------------------------------------------------------------------------------------
+
+
+def embed_seed(plan: Plan, key: jax.Array, probe: Any) -> EmbeddedTasks:
+    """Embed the training tasks with one seed's frozen probe."""
+    tasks, _ = stratified_tasks(plan.task_set.tasks, plan.config.embedding_tasks)
+    return embed_training_tasks(plan.learner, plan.embedding, key, probe, tasks, plan.config.embedding_episodes)
+
+
+def assign_seed(
+    plan: Plan, key: jax.Array, epoch: jax.Array, probe: Any, embedded: EmbeddedTasks, membership: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Assign the test tasks of one seed to the nearest centroid, from fresh probe episodes."""
+    key, tasks = jax.random.fold_in(key, epoch), take_tasks(plan.task_set.tasks, plan.test_task)
+    episodes = plan.config.probe_test_episodes
+    return assign_tasks(plan.learner, plan.embedding, key, probe, embedded, membership, tasks, episodes)
+
+
+def meta_test_seed(plan: Plan, explore: int, key: jax.Array, epoch: jax.Array, states: Any) -> TestResult:
+    """Meta-test one seed on all test tasks, each with its own learner of `states` `[B, ...]`; means over repeats."""
+    key, learner = jax.random.fold_in(key, epoch), jnp.arange(len(plan.test_task))
+    tasks = take_tasks(plan.task_set.tasks, plan.test_task)
+    result = meta_test(plan.learner, key, states, learner, tasks, explore, plan.config.test_episodes)
+    return dataclasses.replace(result, before=mean_by_task(plan, result.before), after=mean_by_task(plan, result.after))
+
+
+def mean_by_task(plan: Plan, values: Any) -> Any:
+    """Return the means over repeats `[..., N]` of values of the test tasks `[..., B]`."""
+    return values.reshape(*values.shape[:-1], len(plan.task_set), plan.config.test_repeats).mean(-1)

@@ -1,0 +1,112 @@
+"""The loop over an experiment's stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from tamherd_jax.experiments.arms import EMBEDDINGS, MEMBERS, PROBE, SINGLE, Arm
+from tamherd_jax.experiments.clustering import complete_partitions, trained_partition
+from tamherd_jax.experiments.plan import Plan
+from tamherd_jax.experiments.programs import Programs, check_memory
+from tamherd_jax.experiments.state import RunState
+from tamherd_jax.experiments.testing import meta_test_arm
+from tamherd_jax.experiments.training import new_faults, train_arms, trained_probe
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """One line of progress.
+
+    Attributes:
+      stage: What is being done.
+      epoch, epochs: Done and planned within the stage (embedding: 1 of 1).
+      returns: By arm, meta-test returns after adaptation `[S, N]`, where the stage tests.
+      steps: Environment steps taken since the last line, tests included.
+      work: Environment steps of the budget since the last line, tests included; for the time left.
+      notes: What a person should know, a line each.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    returns: dict[str, np.ndarray]
+    steps: int
+    work: int
+    notes: tuple[str, ...] = ()
+
+
+def run(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
+    """Run all stages: probe, embeddings and clusters, herd beside oracle, and the rest of the single learner.
+
+    Goes on from where `state` stands and changes it in place; at every yield all its parts agree with `state.done`.
+    Nothing is allocated before the first event is asked for: a snapshot may still be put into the state.
+
+    Raises:
+      ValueError: At the call, see `check_memory`.
+    """
+    check_memory(plan, programs.devices)
+    return _run(plan, programs, state)
+
+
+def _run(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
+    yield from _train_probes(plan, programs, state)
+    if not state.done[EMBEDDINGS]:
+        yield _embed_and_cluster(plan, programs, state)
+    complete_partitions(plan, programs, state)
+    yield from _train_and_test(plan, programs, state, MEMBERS, 0)
+    yield from _train_and_test(plan, programs, state, SINGLE, plan.config.single_epochs - plan.epochs(SINGLE))
+
+
+def train_probes(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
+    """Run the first stage alone; afterwards `state.probe` `[S, ...]` are the probes.
+
+    Raises:
+      ValueError: At the call, see `check_memory`.
+    """
+    check_memory(plan, programs.devices, (PROBE,))
+    return _train_probes(plan, programs, state)
+
+
+def _train_probes(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
+    yield from _train_and_test(plan, programs, state, PROBE, 0)
+    if state.probe is None:
+        state.probe = trained_probe(plan, programs, state)
+
+
+def _embed_and_cluster(plan: Plan, programs: Programs, state: RunState) -> Progress:
+    found = state.partitions["trained"] = trained_partition(plan, programs, state)
+    state.done[EMBEDDINGS] = 1
+    notes = tuple(f"seed {plan.seeds[index]}: {why}" for index, why in found.failures.items())
+    return Progress(EMBEDDINGS, 1, 1, {}, int(np.sum(found.embedded.steps)), plan.budget.embedding * len(plan.seeds), notes)
+
+
+def _train_and_test(plan: Plan, programs: Programs, state: RunState, stage: str, before: int) -> Iterator[Progress]:
+    """Run the epochs of a stage that are not done yet; its learners had `before` epochs in earlier stages."""
+    arms = [arm for arm in plan.arms.values() if stage in arm.stages]
+    while state.done[stage] < plan.epochs(stage):
+        count = min(plan.config.epochs_per_call, plan.epochs(stage) - state.done[stage])
+        epochs = before + state.done[stage] + np.arange(1, count + 1)
+        snapshots = train_arms(plan, programs, state, plan.training_arms(stage), epochs)
+        for index, epoch in enumerate(epochs):
+            for arm in arms:
+                meta_test_arm(plan, programs, state, arm, snapshots[arm.source], int(epoch), index)
+        state.done[stage] += count
+        yield _progress(plan, state, stage, count, arms)
+
+
+def _progress(plan: Plan, state: RunState, stage: str, count: int, arms: list[Arm]) -> Progress:
+    """Return the progress of the last `count` epochs of some arms."""
+    curves = {arm.name: state.curves_of(arm.name) for arm in arms}
+    records = (record for own in curves.values() for record in (own.steps, own.test_steps))
+    return Progress(
+        stage=stage,
+        epoch=state.done[stage],
+        epochs=plan.epochs(stage),
+        returns={name: own.after[-1] for name, own in curves.items()},
+        steps=sum(int(values.sum()) for record in records for values in record[-count:]),
+        work=count * len(plan.seeds) * sum(map(plan.epoch_work, arms)),
+        notes=tuple(line for arm in arms if arm.trains for line in new_faults(plan, state, arm, count)),
+    )

@@ -1,0 +1,52 @@
+"""The meta-test of an arm: every test task meets its learner, explores, adapts and is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from tamherd_jax.experiments.arms import Arm
+from tamherd_jax.experiments.assignment import assign_test_tasks
+from tamherd_jax.experiments.keys import role_keys
+from tamherd_jax.experiments.plan import Plan
+from tamherd_jax.experiments.programs import Programs
+from tamherd_jax.experiments.state import RunState
+from tamherd_jax.parallel import one_program
+
+
+def meta_test_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm, snapshots: Any, epoch: int, index: int) -> None:
+    """Meta-test an arm and record its returns.
+
+    Args:
+      plan, programs, state: The experiment.
+      arm: The arm.
+      snapshots: States `[S, A, E, ...]` of the learners of the arm's source after each epoch of the last call.
+      epoch: Number of the epoch, from 1.
+      index: Its place among the last call's.
+    """
+    assigned = assign_test_tasks(plan, programs, state, arm, epoch)
+    # Every test task's learner is picked out here, so that arms of any number of learners share one program.
+    seed, learner = np.arange(len(plan.seeds))[:, None], np.asarray(assigned.learner)
+    states = _picked(snapshots, seed, learner, index)
+    result = programs.test[arm.explore](role_keys(plan.seeds, f"test_{arm.role}"), np.uint32(epoch), states)
+    curves = state.curves_of(arm.name)
+    curves.record(**assigned.records)
+    curves.record(before=result.before, after=result.after, test_steps=result.steps, test_nonfinite=result.nonfinite)
+    if arm.weights == "clusters":
+        share = assignment_shares(plan, learner, arm.size)
+        curves.record(share=share, member=share.argmax(-1).astype(np.int32))
+
+
+def assignment_shares(plan: Plan, learner: np.ndarray, size: int) -> np.ndarray:
+    """Return the share `[S, N, A]` of a task's repeats that were assigned `[S, B]` to each of A learners."""
+    repeats = learner.reshape(len(plan.seeds), len(plan.task_set), -1, 1)
+    shares: np.ndarray = (repeats == np.arange(size)).mean(2, dtype=np.float32)
+    return shares
+
+
+@one_program
+def _picked(tree: Any, *index: Any) -> Any:
+    """Return elements of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
