@@ -25,8 +25,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from tamherd_jax.envs import Locomotion, TaskSet, ml2
-from tamherd_jax.experiments.config import PROBES, ExperimentConfig, get_preset
+from tamherd_jax.experiments.config import PROBES, ExperimentConfig
 from tamherd_jax.experiments.learners import make_probe_learner
+from tamherd_jax.experiments.presets import get_preset
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.algorithm import stratified_tasks
 from tamherd_jax.herd.clustering import ClusteringConfig

@@ -21,7 +21,7 @@ _HOME = {
     "MetaLearner": "types",
     "Experiment": "experiments.runner",
     "ExperimentConfig": "experiments.config",
-    "get_preset": "experiments.config",
+    "get_preset": "experiments.presets",
 }
 
 __all__ = ["__version__", *_HOME]

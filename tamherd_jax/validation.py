@@ -163,7 +163,7 @@ def _fault_of_one(value: Any, hint: Any) -> str | None:
         return None if whole else _TYPE + "an integer"
     if hint is None or hint is type(None):
         return None if value is None else _TYPE + "None"
-    if isinstance(hint, type):
+    if isinstance(hint, type) and hint is not Any:
         return None if isinstance(value, hint) else _TYPE + _NOUNS.get(hint, f"a {hint.__name__}")
     return None
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tamherd_jax import cli
-from tamherd_jax.experiments.config import get_preset
+from tamherd_jax.experiments.presets import get_preset
 
 
 def tamherd(*arguments, cwd=None):
@@ -21,14 +21,14 @@ def tamherd(*arguments, cwd=None):
         (["run", "--preset", "nonsense"], "unknown preset 'nonsense'; choose from quick, paper-maml"),
         (["run", "--seeds", "-3"], "seeds must be at least 1, not -3"),
         (["run", "--seeds", "many"], "--seeds"),
-        (["run", "--epochs", "0"], "member epochs must be at least 1, not 0"),
+        (["run", "--epochs", "0"], "member_epochs must be at least 1, not 0"),
         (["run", "--tasks", "ml3"], "unknown task set 'ml3'; choose from ml2, ml2-vel, ml2-params"),
         (["run", "--tasks", "ml2-params", "--physics", "mjx"], "'mjx' takes no other bodies than cheetah and walker"),
-        (["run", "--walker-frame-skip", "0"], "walker frame skip must be at least 1, not 0"),
+        (["run", "--walker-frame-skip", "0"], "walker_frame_skip must be at least 1, not 0"),
         (["run", "--walker-frame-skip", "8", "--physics", "mjx"], "nor other time steps"),
         (["run", "--physics", "bullet"], "unknown physics backend 'bullet'; choose from auto, mujoco, planar, mjx"),
         (["run", "--algorithm", "ppo"], "unknown algorithm 'ppo'"),
-        (["run", "--first-seed", "-1"], "first seed must not be negative"),
+        (["run", "--first-seed", "-1"], "first_seed must not be negative"),
         (["run", "--no-such-option"], "Unrecognized options: --no-such-option"),
         (["report", "nowhere"], "nowhere holds no finished run: results.json is missing"),
         (["report"], "DIR"),

@@ -11,8 +11,9 @@ from point_mass import PointMass, point_tasks
 from toy import toy_config, toy_experiment
 
 from tamherd_jax import cli
-from tamherd_jax.experiments import config as config_module
-from tamherd_jax.experiments import runner
+from tamherd_jax.codec import write_json
+from tamherd_jax.commands.run import Run, new_config, read_config
+from tamherd_jax.experiments import presets, runner
 from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.embedding import analyse, draws_and_probes, embed_with_probe
 from tamherd_jax.herd import clustering
@@ -20,7 +21,6 @@ from tamherd_jax.herd.clustering import Assignment, ClusteringConfig, Clusters
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
 from tamherd_jax.herd.embeddings import NAMES, EmbeddingConfig, embedding_name, named_embedding
 from tamherd_jax.reporting.embedding_figures import embedding_figure, principal_plane, tsne_plane
-from tamherd_jax.serialization import write_json
 
 
 def test_every_name_is_an_embedding_and_back():
@@ -109,7 +109,7 @@ def test_figure_is_written(tmp_path, projection):
 @pytest.fixture
 def toy_world(monkeypatch):
     """`tamherd embed` on the point mass."""
-    monkeypatch.setitem(config_module.PRESETS, "toy", toy_config(seeds=2))
+    monkeypatch.setitem(presets.PRESETS, "toy", toy_config(seeds=2))
     whole = partial(runner.Experiment, env=PointMass(), task_set=point_tasks())
     monkeypatch.setattr(runner, "Experiment", whole)
 
@@ -188,7 +188,7 @@ def test_probes_whose_replay_does_not_fit_get_one_line(tmp_path, capsys):
 
 
 def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps(config_module.PRESETS["quick"].to_json()))
+    (tmp_path / "config.json").write_text(json.dumps(presets.PRESETS["quick"].to_json()))
     for arguments, words in (
         (["--probe-epochs", "3"], "--probe-epochs is for fresh probes"),
         (["--embedding", "transition"], "holds no checkpoint"),
@@ -205,7 +205,7 @@ def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):
         (["--embedding", "nonsense"], "unknown embedding 'nonsense'"),
         (["--clusters", "-1"], "clusters is a positive number or 'auto'"),
         (["--normalisation", "sigmoid"], "embedding reward is one of"),
-        (["--probe-epochs", "-1"], "probe epochs must not be negative"),
+        (["--probe-epochs", "-1"], "probe_epochs must not be negative"),
         (
             ["--probe", "discriminative", "--algorithm", "pearl"],
             "a discriminative probe is a meta-learner without",
@@ -225,23 +225,21 @@ def test_mistakes_in_options_of_a_run(options, words, tmp_path, monkeypatch, cap
 
 
 def test_options_reach_the_configuration_of_a_run():
-    options = cli.Run(
-        embedding="fisher-diagonal", normalisation="absolute", clusters="auto", linkage="average", probe_epochs=12
-    )
-    config = cli.new_config(options)
+    options = Run(embedding="fisher-diagonal", normalisation="absolute", clusters="auto", linkage="average", probe_epochs=12)
+    config = new_config(options)
     assert config.embedding == EmbeddingConfig(form="diagonal", reward="absolute", metric="cosine")
     assert config.clustering == ClusteringConfig("average", "auto")
     assert (config.probe_epochs, config.single_epochs) == (12, 33)  # the single learner still covers probe and herd
-    assert cli.new_config(cli.Run(preset="paper-maml")).embedding == EmbeddingConfig()  # literal
-    assert cli.new_config(cli.Run(linkage="hdbscan")).clustering.clusters == "auto"
+    assert new_config(Run(preset="paper-maml")).embedding == EmbeddingConfig()  # literal
+    assert new_config(Run(linkage="hdbscan")).clustering.clusters == "auto"
 
 
 def test_going_on_with_another_embedding_is_refused(tmp_path):
-    config = config_module.PRESETS["quick"]
+    config = presets.PRESETS["quick"]
     write_json(tmp_path / "config.json", config.to_json())
-    assert cli.read_config(cli.Run(out=tmp_path, resume=True, embedding="fisher", clusters=2)) == config
+    assert read_config(Run(out=tmp_path, resume=True, embedding="fisher", clusters=2)) == config
     with pytest.raises(ValueError, match="embedding and clustering contradict"):
-        cli.read_config(cli.Run(out=tmp_path, resume=True, embedding="transition"))
+        read_config(Run(out=tmp_path, resume=True, embedding="transition"))
 
 
 def test_embeddings_that_are_not_finite_cannot_be_clustered(embedded):

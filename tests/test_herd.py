@@ -152,8 +152,8 @@ def test_algorithm_two_uses_its_budget():
     ("changes", "message"),
     [
         ({"seeds": -1}, "seeds must be at least 1, not -1"),
-        ({"member_epochs": 0}, "member epochs must be at least 1, not 0"),
-        ({"single_epochs": 1, "probe_epochs": 3}, r"single epochs \(1\) must cover the probe's \(3\)"),
+        ({"member_epochs": 0}, "member_epochs must be at least 1, not 0"),
+        ({"single_epochs": 1, "probe_epochs": 3}, r"single_epochs \(1\) must cover the probe's \(3\)"),
         ({"probe_test_episodes": 48}, "must leave the herd at least one exploration episode"),
         ({"algorithm": "ppo"}, "unknown algorithm 'ppo'"),
     ],

@@ -11,13 +11,13 @@ from goal_mass import GoalMass, goal_tasks
 from toy_pearl import TINY, pearl_config, pearl_experiment
 
 from tamherd_jax import cli
-from tamherd_jax.experiments import config as configs
-from tamherd_jax.experiments import runner
+from tamherd_jax.experiments import presets, runner
 from tamherd_jax.experiments.assignment import assign_test_tasks
 from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.clustering import trained_partition
-from tamherd_jax.experiments.config import CONTROLS, get_preset, parse_controls, preset_name
+from tamherd_jax.experiments.config import CONTROLS
 from tamherd_jax.experiments.keys import learner_keys
+from tamherd_jax.experiments.presets import get_preset, parse_controls, preset_name
 from tamherd_jax.experiments.programs import float_arrays, init_learner
 from tamherd_jax.experiments.results import read_run, run_curves, write_results
 from tamherd_jax.experiments.runner import Experiment
@@ -329,7 +329,7 @@ def toy_cli(monkeypatch):
             super().__init__(config, GoalMass(), goal_tasks(), **options)
 
     monkeypatch.setattr(runner, "Experiment", Toy)
-    monkeypatch.setitem(configs.PRESETS, "quick-pearl", pearl_config(controls=(), seeds=1))
+    monkeypatch.setitem(presets.PRESETS, "quick-pearl", pearl_config(controls=(), seeds=1))
 
     def run(*arguments):
         try:

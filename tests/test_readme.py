@@ -68,7 +68,7 @@ def test_a_stranger_loads_a_trained_herd(tmp_path, monkeypatch, locomotion_herd,
 
 def test_documented_options_and_presets_exist():
     from tamherd_jax.cli import Embed, Evaluate, Report, Run, View
-    from tamherd_jax.experiments.config import PRESETS
+    from tamherd_jax.experiments.presets import PRESETS
 
     ours = [section for section in README.split("\n## ") if "python -m benchmarks" not in section]
     options = set(re.findall(r"`--([a-z-]+)", "".join(ours)))

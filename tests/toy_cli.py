@@ -12,26 +12,28 @@ def put_toy(patch=setattr, patch_item=dict.__setitem__):
     from point_mass import PointMass, point_tasks
     from toy import toy_config
 
-    from tamherd_jax.experiments import config, runner
+    from tamherd_jax.experiments import presets, runner
 
     class ToyExperiment(runner.Experiment):
         def __init__(self, config, **options):
             super().__init__(config, PointMass(), point_tasks(), **options)
 
     patch(runner, "Experiment", ToyExperiment)
-    patch_item(config.PRESETS, "quick", toy_config())
+    patch_item(presets.PRESETS, "quick", toy_config())
 
 
 def main():
     """Devices first, as in the real command: importing environments starts JAX's."""
-    start_devices = cli.start_devices
+    from tamherd_jax.commands import run
+
+    start_devices = run.start_devices
 
     def start_then_put_toy(options):
         devices = start_devices(options)
         put_toy()
         return devices
 
-    cli.start_devices = start_then_put_toy
+    run.start_devices = start_then_put_toy
     cli.main()
 
 

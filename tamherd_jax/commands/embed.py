@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from tamherd_jax.commands import UserError, mistakes_of_the_user
+from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
+from tamherd_jax.commands.compilation_cache import use_compilation_cache
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
 from tamherd_jax.registry.algorithms import get_algorithm, names_with
 
@@ -51,12 +52,8 @@ class Embed(EmbeddingOptions):
 
 def embed(options: Embed) -> None:
     """`tamherd embed`."""
-    from rich.console import Console
-
-    from tamherd_jax.cli import CACHE, use_compilation_cache
-
-    use_compilation_cache(options.compilation_cache or str(CACHE))
-    console = Console()
+    use_compilation_cache(options.compilation_cache)
+    console = new_console()
     with mistakes_of_the_user():
         config = run_config(options) if options.directory else fresh_config(options)
         configs = embedding_configs(options, config)
@@ -64,7 +61,8 @@ def embed(options: Embed) -> None:
     directory = output_directory(options)
     found = stored(options, config, configs)
     arrays, rows, task_names = found or computed(options, config, configs, directory, console)
-    with mistakes_of_the_user():
+    with writing_to(directory):
+        directory.mkdir(parents=True, exist_ok=True)
         write(directory, config, task_names, arrays, rows)
     for table in (quality_table(rows), scores_table(rows), places_table(rows, task_names)):
         console.print(table)
@@ -94,7 +92,7 @@ def fresh_config(options: Embed) -> Any:
     Raises:
       ValueError: naming the first option at fault.
     """
-    from tamherd_jax.experiments.config import get_preset, preset_name
+    from tamherd_jax.experiments.presets import get_preset, preset_name
 
     names = ("seeds", "first_seed", "algorithm", "physics", "probe", "probe_epochs")
     config = get_preset(preset_name(options.preset, options.algorithm), **{name: getattr(options, name) for name in names})
@@ -108,10 +106,8 @@ def embedding_configs(options: Embed, config: Any) -> dict[str, Any]:
     Raises:
       ValueError: a name or number is impossible.
     """
-    for name in ("tasks_per_mode", "test_probes"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
+    check_count("tasks_per_mode", options.tasks_per_mode)
+    check_count("test_probes", options.test_probes)
     entry = get_algorithm(config.algorithm)
     configs = {name: options.embedding_config(name, config.embedding) for name in options.embedding or entry.panels}
     for name, embedding in configs.items():
@@ -229,6 +225,8 @@ def train_probes(config: Any, directory: Path, console: Any) -> Any:
         # Clusters are computed here afterwards: no herd is planned, so that there may be more than a herd could have members.
         experiment = Experiment(dataclasses.replace(config, clustering=ClusteringConfig()))
         events = experiment.train_probes()
+    with writing_to(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     plan, log = experiment.plan, directory / "log.jsonl"
     task_set, work = plan.task_set, config.probe_epochs * plan.budget.single_epoch * config.seeds
     with ProgressDisplay(console, log, task_set.mode_names, task_set.modes, work) as display:
@@ -242,24 +240,20 @@ def train_probes(config: Any, directory: Path, console: Any) -> Any:
 
 
 def output_directory(options: Embed) -> Path:
-    """Where results go, made if missing."""
+    """Return where results go; it is made once there is something to write."""
     if options.out is not None:
         path = options.out
     elif options.directory is not None:
         path = options.directory / "embed"
     else:
         path = next(path for n in range(1, 10**6) if not (path := Path("runs") / f"embed-{n}").exists())
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror}") from error
     return path
 
 
 def write(directory: Path, config: Any, task_names: Any, arrays: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """embeddings.npz, embeddings.json and both figures of the first seed."""
+    from tamherd_jax.codec import write_arrays, write_json
     from tamherd_jax.reporting.embedding_figures import embedding_figure
-    from tamherd_jax.serialization import write_arrays, write_json
 
     write_arrays(directory / "embeddings.npz", arrays)
     write_json(directory / "embeddings.json", {"config": config.to_json(), "tasks": list(task_names), "rows": rows})

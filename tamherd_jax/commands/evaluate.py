@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tamherd_jax.commands import mistakes_of_the_user
+from tamherd_jax.commands import check_count, mistakes_of_the_user, new_console
 from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 
 
@@ -25,18 +25,15 @@ def evaluate(options: Evaluate) -> None:
     Raises:
       UserError: there is no such herd or task, or no such number of episodes.
     """
-    from rich.console import Console
-
     with mistakes_of_the_user():
-        if options.episodes is not None and options.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, not {options.episodes}")
+        check_count("episodes", options.episodes)
         herd = find_herd(options)
     if options.episodes is not None:
         herd = dataclasses.replace(herd, episodes=dataclasses.replace(herd.episodes, test=options.episodes))
 
     from tamherd_jax.experiments.recording import task_key
 
-    console = Console(highlight=False)
+    console = new_console(highlight=False)
     for line in describe(herd, options.task, herd.adapt(task_key(herd, options.task), options.task)):
         console.print(line, soft_wrap=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tamherd_jax.commands import mistakes_of_the_user
+from tamherd_jax.commands import mistakes_of_the_user, new_console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,7 @@ class Report:
 
 def report(options: Report) -> None:
     """`tamherd report`."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = new_console(highlight=False)
     console.print(f"Report: {show_report(options.directory, console)}", soft_wrap=True)
 
 

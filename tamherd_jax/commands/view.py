@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from tamherd_jax.commands import mistakes_of_the_user
+from tamherd_jax.commands import mistakes_of_the_user, new_console
 from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 
 
@@ -26,8 +26,6 @@ def view(options: View) -> None:
     Raises:
       UserError: there is no such herd or task, or the page cannot be written.
     """
-    from rich.console import Console
-
     with mistakes_of_the_user():
         herd = find_herd(options)
         path = options.out or options.directory / f"view-{options.task}-seed-{herd.seed}.html"
@@ -46,4 +44,4 @@ def view(options: View) -> None:
         write_page(view_page(data, f"{options.task}, before and after adaptation", subtitle), path)
     before, after = (clip["return"] for clip in entry["clips"])
     line = f"{options.task}: return {before} before and {after} after adaptation. Animation: {path}"
-    Console(highlight=False).print(line, soft_wrap=True)
+    new_console(highlight=False).print(line, soft_wrap=True)

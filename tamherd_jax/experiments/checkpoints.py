@@ -7,8 +7,8 @@ configuration, the package's version, and shape, dtype and checksum of every arr
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
-import json
 import logging
 import shutil
 import sys
@@ -21,30 +21,49 @@ import jax
 import numpy as np
 
 import tamherd_jax
+from tamherd_jax.codec import ArrayEntry, array_entry, decode, encode, one_line, sealed, unsealed
+from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.snapshot import Snapshot, apply_snapshot, check_curves, expected_arrays, take_snapshot
+from tamherd_jax.experiments.snapshot import (
+    Facts,
+    Snapshot,
+    apply_snapshot,
+    check_curves,
+    check_facts,
+    expected_arrays,
+    take_snapshot,
+)
 from tamherd_jax.experiments.state import RunState
-from tamherd_jax.serialization import array_entry
 
-FORMAT = 3
+FORMAT = 4
+FORMATS = {3: False, FORMAT: True}
+"""Formats that can be read, and whether the facts of each have a checksum; those of the first release have none."""
 KEEP = 3
 
 
 class Checkpoints:
     """The checkpoints of one process of one run.
 
-    A write that fails (a full disk) is told through `warn` and tried again when the next one is due; earlier checkpoints stay.
+    A write that fails (a full disk) is told through `warn`, once until one succeeds again, and tried again when the next one is
+    due; earlier checkpoints stay.
 
     Args:
       directory: of the checkpoints, made if missing.
       every: seconds between two checkpoints that `offer` writes; 0 writes at every offer.
       warn: told, in one line, of a write that failed.
+
+    Attributes:
+      saved: number of the newest checkpoint that is known to be complete.
     """
 
     def __init__(self, directory: Path, every: float = 60.0, warn: Callable[[str], None] = lambda line: None):
         self.directory, self.every, self.warn = directory.absolute(), every, warn
         self._last = time.monotonic()
         self._pending: int | None = None
+        self._failing = False
+        self.saved: int | None = None
+        self._silence = contextlib.ExitStack()
+        self._silence.enter_context(_quiet())  # as long as Orbax writes in the background
         self.directory.mkdir(parents=True, exist_ok=True)
         self._manager = self._open()
 
@@ -89,23 +108,24 @@ class Checkpoints:
         found = self._read(step, meta=ocp.args.JsonRestore())
         if found is None:
             raise ValueError(self._damaged(step, "its metadata cannot be read"))
-        meta = found.meta
-        _check_description(plan, meta, where)
-        _check_manifest(plan, meta, where)
+        document = _checked_document(plan, found.meta, where)
         found = self._read(step, arrays=ocp.args.StandardRestore())
         if found is None:
             raise ValueError(self._damaged(step, "its arrays cannot be read"))
-        arrays = dict(found.arrays)
-        for name, entry in meta["arrays"].items():
-            arrays.setdefault(name, np.zeros(entry["shape"], entry["dtype"])) if 0 in entry["shape"] else None
-        self._check_arrays(step, meta, arrays)
-        apply_snapshot(plan, state, Snapshot({name: arrays[name] for name in meta["arrays"]}, meta["facts"]))
+        arrays = {name: np.asarray(array) for name, array in found.arrays.items()}
+        for name, entry in document.arrays.items():
+            if 0 in entry.shape:  # Orbax stores no empty array
+                arrays[name] = np.zeros(entry.shape, entry.dtype)
+        self._check_arrays(step, document, arrays)
+        apply_snapshot(plan, state, Snapshot({name: arrays[name] for name in document.arrays}, document.facts))
+        self.saved = step
         return step
 
     def close(self) -> None:
         """Wait for the last write."""
         self._settle()
         self._manager.close()
+        self._silence.close()
 
     def _open(self) -> Any:
         import orbax.checkpoint as ocp
@@ -141,6 +161,7 @@ class Checkpoints:
         if step is not None:
             with self._failures(step):
                 self._manager.wait_until_finished()
+                self.saved, self._failing = step, False
 
     @contextlib.contextmanager
     def _failures(self, step: int) -> Iterator[None]:
@@ -157,7 +178,9 @@ class Checkpoints:
                 gc.collect()
         if reason is not None:
             _ignore_closed_loops()
-            self.warn(f"checkpoint {step} could not be written, earlier ones stay: {reason}")
+            if not self._failing:
+                self.warn(f"checkpoint {step} could not be written, earlier ones stay and training goes on: {reason}")
+            self._failing = True
 
     def _reopen(self) -> None:
         """A manager whose write failed believes in its checkpoint; a new one reads the directory, cleared of the remains."""
@@ -167,11 +190,11 @@ class Checkpoints:
             shutil.rmtree(remains, ignore_errors=True)
         self._manager = self._open()
 
-    def _check_arrays(self, step: int, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        if set(arrays) != set(meta["arrays"]):
-            raise ValueError(self._damaged(step, f"{min(set(arrays) ^ set(meta['arrays']))} is missing or too many"))
-        for name, entry in meta["arrays"].items():
-            if array_entry(np.asarray(arrays[name])) != entry:
+    def _check_arrays(self, step: int, document: CheckpointDocument, arrays: dict[str, np.ndarray]) -> None:
+        if set(arrays) != set(document.arrays):
+            raise ValueError(self._damaged(step, f"{min(set(arrays) ^ set(document.arrays))} is missing or too many"))
+        for name, entry in document.arrays.items():
+            if array_entry(arrays[name]) != encode(entry):
                 raise ValueError(self._damaged(step, f"{name} is not what was written"))
 
     def _damaged(self, step: int, what: str) -> str:
@@ -180,52 +203,79 @@ class Checkpoints:
         return f"checkpoint {self.directory / str(step)} is damaged: {what}; {way_out}"
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckpointDocument:
+    """What a checkpoint says of itself, besides its format and checksum.
+
+    Attributes:
+      version: Of the package that wrote it.
+      config: Settings of the experiment.
+      physics: Name of the backend.
+      facts: What of the snapshot is not an array.
+      arrays: Shape, dtype and checksum of every array, by name.
+    """
+
+    version: str
+    config: ExperimentConfig
+    physics: str
+    facts: Facts
+    arrays: dict[str, ArrayEntry]
+
+
 def _describe(plan: Plan, snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": tamherd_jax.__version__,
-        "config": plan.config.to_json(),
-        "physics": plan.env.backend,
-        "facts": snapshot.facts,
-        "arrays": {name: array_entry(array) for name, array in snapshot.arrays.items()},
-    }
+    arrays = {name: decode(ArrayEntry, array_entry(array)) for name, array in snapshot.arrays.items()}
+    document = CheckpointDocument(tamherd_jax.__version__, plan.config, plan.env.backend, snapshot.facts, arrays)
+    return sealed({"format": FORMAT, **encode(document)})
 
 
-def _check_description(plan: Plan, meta: Any, where: Path) -> None:
-    """Check that a checkpoint is of this program, configuration, physics and these seeds."""
-    wanted = json.loads(json.dumps(_describe(plan, Snapshot({}, {}))))
-    if not isinstance(meta, dict) or not wanted.keys() <= meta.keys():
+def _checked_document(plan: Plan, meta: Any, where: Path) -> CheckpointDocument:
+    """Return what a checkpoint says of itself, once it is of this program, configuration, physics and these seeds.
+
+    Raises:
+      ValueError: In one line.
+    """
+    if not isinstance(meta, dict) or not {"version", "config", "facts", "arrays"} <= set(meta):
         raise ValueError(f"checkpoint {where} is damaged: its metadata is incomplete")
-    for key in ("format", "version", "physics"):
-        if meta[key] != wanted[key]:
-            raise ValueError(f"checkpoint {where} is of another {key}: {meta[key]!r}, not {wanted[key]!r}")
-    for key in sorted(wanted["config"].keys() | meta["config"].keys()):
-        theirs, ours = meta["config"].get(key), wanted["config"].get(key)
-        if theirs != ours:
-            raise ValueError(f"checkpoint {where} is of another configuration: {key} is {theirs!r}, not {ours!r}")
+    body = unsealed(meta, where, FORMATS)
+    ours = {"version": tamherd_jax.__version__, "physics": plan.env.backend}
+    for key, own in ours.items():
+        if body.get(key) != own:
+            raise ValueError(f"checkpoint {where} is of another {key}: {body.get(key)!r}, not {own!r}")
+    try:
+        document = decode(CheckpointDocument, body)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {where} is damaged: {one_line(error)}") from error
+    for name, own in encode(plan.config).items():
+        if (theirs := encode(getattr(document.config, name))) != own:
+            raise ValueError(f"checkpoint {where} is of another configuration: {name} is {theirs!r}, not {own!r}")
     seeds = [int(seed) for seed in plan.seeds]
-    if (theirs := meta["facts"]["seeds"]) != seeds:
-        raise ValueError(f"checkpoint {where} is of seeds {theirs}, not {seeds}; start as many processes as then")
+    if list(document.facts.seeds) != seeds:
+        raise ValueError(
+            f"checkpoint {where} is of seeds {list(document.facts.seeds)}, not {seeds}; start as many processes as then"
+        )
+    _check_manifest(plan, document, where)
+    return document
 
 
-def _check_manifest(plan: Plan, meta: dict[str, Any], where: Path) -> None:
-    """Check names, shapes and dtypes before anything is read."""
-    done, manifest = meta["facts"]["done"], meta["arrays"]
+def _check_manifest(plan: Plan, document: CheckpointDocument, where: Path) -> None:
+    """Check names, shapes and dtypes before any array is read."""
+    manifest = document.arrays
+    try:
+        check_facts(plan, document.facts)
+        curves = {name: entry.shape for name, entry in manifest.items() if name.startswith("curves/")}
+        check_curves(plan, document.facts.done, curves)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {where}: {error}") from error
     left = {name for name in manifest if not name.startswith("curves/")}
-    for name, shape, dtype in expected_arrays(plan, meta["facts"]):
+    for name, shape, dtype in expected_arrays(plan, document.facts):
         if name not in left:
             raise ValueError(f"checkpoint {where} has another tree: {name} is missing")
         left.remove(name)
-        theirs = tuple(manifest[name]["shape"]), manifest[name]["dtype"]
+        theirs = manifest[name].shape, manifest[name].dtype
         if theirs != (shape, dtype):
             raise ValueError(f"checkpoint {where}: {name} is {theirs[1]} {theirs[0]}, not {dtype} {shape}")
     if left:
         raise ValueError(f"checkpoint {where} has another tree: nothing here is called {min(left)}")
-    try:
-        curves = {name: tuple(entry["shape"]) for name, entry in manifest.items() if name.startswith("curves/")}
-        check_curves(plan, done, curves)
-    except ValueError as error:
-        raise ValueError(f"checkpoint {where}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
-"""What an experiment is: one frozen configuration, and the presets that the command line names."""
+"""What an experiment is: one frozen configuration. The presets are in `experiments.presets`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from tamherd_jax.codec import decode, encode, read_json, sealed, unsealed, write_json
 from tamherd_jax.envs.tasks import TASK_SETS
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.herd.embeddings import EmbeddingConfig
@@ -15,14 +14,21 @@ from tamherd_jax.registry.algorithms import (
     ALGORITHMS,
     DEFAULT_ALGORITHM,
     Algorithm,
-    Fields,
     Settings,
     get_algorithm,
     names_with,
 )
 from tamherd_jax.registry.bodies import ADJUSTABLE_FRAME_SKIP
-from tamherd_jax.serialization import rebuild
+from tamherd_jax.validation import Limit, NonNegativeInt, PositiveFloat, at_least, check_fields
 
+FORMAT = 1
+FORMATS = {0: False, FORMAT: True}
+"""Formats of config.json that can be read, and whether each has a checksum; the first release wrote none."""
+MOST = 10**6
+"""More of anything than any experiment has; an array of so many is still small."""
+Count = Annotated[int, at_least(1), Limit(f"be at most {MOST}", lambda value: value <= MOST)]
+MAX_SEED = 2**32 - 1
+"""JAX makes random keys of 32 bits: the seed after this one would have the keys of seed 0."""
 CONTROLS = {
     "random-assignment": "the trained herd, each test task given to a member at random",
     "oracle-assignment": "the trained herd, each test task given to the member that trained most on its body",
@@ -36,15 +42,9 @@ _NEEDS = {"double-gradient": "gradient_steps"}
 PROBES = {
     "meta": "the single learner, stopped early",
     "multitask": "the meta-learner without its inner step: one policy for all tasks",
-    "discriminative": "a multitask probe that is also paid for telling tasks apart (see `herd.information`)",
+    "discriminative": "a multitask probe that is also rewarded for telling tasks apart (see `herd.information`)",
 }
 """Kinds of probe. One that is not `meta` is a learner of its own, an arm with the kind's name."""
-_LATER = {
-    "ExperimentConfig": ("probe", "reuse_probe", "walker_frame_skip"),
-    "MAMLConfig": ("inner_loss", "entropy_coefficient", "entropy_decay_steps"),
-    "TRPOConfig": ("final_max_kl", "decay_begin", "decay_steps"),
-}
-"""Fields that came after the first results: JSON has them only where they are not the default, so that those read back."""
 
 
 def all_controls(algorithm: str) -> tuple[str, ...]:
@@ -99,25 +99,25 @@ class ExperimentConfig:
 
     preset: str
     algorithm: str = DEFAULT_ALGORITHM
-    seeds: int = 1
-    first_seed: int = 0
+    seeds: Count = 1
+    first_seed: NonNegativeInt = 0
     tasks: str = "ml2"
     physics: str = "auto"
-    expected_action_scale: float = 10.0
-    walker_frame_skip: int = ADJUSTABLE_FRAME_SKIP
+    expected_action_scale: PositiveFloat = 10.0
+    walker_frame_skip: Count = ADJUSTABLE_FRAME_SKIP
     probe: str = "meta"
-    probe_epochs: int = 10
+    probe_epochs: NonNegativeInt = 10
     reuse_probe: bool = False
-    member_epochs: int = 40
-    single_epochs: int = 51
-    draws_per_task: int = 5
-    embedding_tasks: int = 40
-    embedding_episodes: int = 10
-    probe_test_episodes: int = 2
-    explore_episodes: int = 10
-    test_episodes: int = 10
-    test_repeats: int = 1
-    epochs_per_call: int = 1
+    member_epochs: Count = 40
+    single_epochs: Count = 51
+    draws_per_task: Count = 5
+    embedding_tasks: Count = 40
+    embedding_episodes: Count = 10
+    probe_test_episodes: Count = 2
+    explore_episodes: Count = 10
+    test_episodes: Count = 10
+    test_repeats: Count = 1
+    epochs_per_call: Count = 1
     controls: tuple[str, ...] = ()
     embedding: EmbeddingConfig = EmbeddingConfig()
     clustering: ClusteringConfig = ClusteringConfig()
@@ -128,20 +128,16 @@ class ExperimentConfig:
         Raises:
           ValueError: naming the first field at fault.
         """
-        positive = ("seeds", "member_epochs", "draws_per_task", "embedding_episodes", "test_episodes")
-        for name in (*positive, "test_repeats", "epochs_per_call", "walker_frame_skip"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
-        for name in ("first_seed", "probe_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name.replace('_', ' ')} must not be negative, not {getattr(self, name)}")
-        if self.single_epochs < self.probe_epochs:
-            raise ValueError(f"single epochs ({self.single_epochs}) must cover the probe's ({self.probe_epochs})")
-        if not 1 <= self.probe_test_episodes < self.explore_episodes:
-            raise ValueError("probe test episodes must leave the herd at least one exploration episode")
+        check_fields(self)
         entry = get_algorithm(self.algorithm)
         if self.tasks not in TASK_SETS:
             raise ValueError(f"unknown task set {self.tasks!r}; choose from {', '.join(TASK_SETS)}")
+        if self.first_seed + self.seeds > MAX_SEED + 1:
+            raise ValueError(f"first_seed must leave {self.seeds} seeds up to {MAX_SEED}, not be {self.first_seed}")
+        if self.single_epochs < self.probe_epochs:
+            raise ValueError(f"single_epochs ({self.single_epochs}) must cover the probe's ({self.probe_epochs})")
+        if self.probe_test_episodes >= self.explore_episodes:
+            raise ValueError("probe_test_episodes must leave the herd at least one exploration episode")
         if self.embedding.kind == "latent" and not entry.latent:
             raise ValueError(
                 f"embedding kind 'latent' is a probe's posterior over a latent; it needs algorithm {names_with('latent')}"
@@ -181,109 +177,40 @@ class ExperimentConfig:
             raise ValueError(f"a control is named twice: {', '.join(self.controls)}")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain nested dictionary, as result files carry it."""
-        return _document(self)
+        """Return the settings as a plain nested dictionary, as result files carry them."""
+        document: dict[str, Any] = encode(self)
+        return document
 
     @classmethod
     def from_json(cls, document: Any) -> ExperimentConfig:
-        """The configuration that `to_json` wrote.
+        """Return the configuration that `to_json` wrote, in this version or an earlier one.
 
         Raises:
-          ValueError: in one line, if a field is missing, unknown or impossible.
+          ValueError: In one line, if a field is unknown or impossible.
         """
-        config: ExperimentConfig = rebuild(cls, document, optional=_LATER)
-        if json.loads(json.dumps(config.to_json())) != document:
-            raise ValueError("the configuration does not read back as it was written")
-        return config
+        return decode(cls, document)
+
+    def write(self, directory: Path) -> None:
+        """Write `config.json` into a run directory.
+
+        Raises:
+          OSError: It cannot be written.
+        """
+        write_json(directory / "config.json", sealed({"format": FORMAT, **self.to_json()}))
 
     @classmethod
     def of_run(cls, directory: Path) -> ExperimentConfig:
-        """The configuration of the run in a directory.
+        """Return the configuration of the run in a directory.
 
         Raises:
-          ValueError: in one line, if there is none or it cannot be read.
+          ValueError: In one line, if there is none or it cannot be read.
         """
         path = directory / "config.json"
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            return cls.from_json(unsealed(read_json(path), path, FORMATS))
         except FileNotFoundError as error:
             raise ValueError(f"{directory} holds no run: config.json is missing") from error
+        except NotADirectoryError as error:
+            raise ValueError(f"{directory} is no directory") from error
         except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _document(config: Any) -> dict[str, Any]:
-    """The fields of a nested dataclass as dictionaries, without those of `_LATER` that are the default."""
-    later = _LATER.get(type(config).__name__, ())
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    kept = {name: value for name, value in fields.items() if name not in later or value != getattr(type(config), name)}
-    return {name: _document(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
-
-
-def _preset(name: str, entry: Algorithm, fields: Fields) -> ExperimentConfig:
-    """Build a preset from its entry's fields."""
-    changes = dict(fields)
-    if "settings" in changes:
-        changes[entry.name] = changes.pop("settings")
-    if changes.get("controls") == "all":
-        changes["controls"] = all_controls(entry.name)
-    return dataclasses.replace(
-        ExperimentConfig(preset=name, algorithm=entry.name),
-        **{key: _replaced(getattr(ExperimentConfig, key), value) for key, value in changes.items()},
-    )
-
-
-def _replaced(default: Any, value: Any) -> Any:
-    """Return `value`, or where it is a mapping, the dataclass `default` with those fields replaced."""
-    if not isinstance(value, Mapping):
-        return value
-    return dataclasses.replace(default, **{name: _replaced(getattr(default, name), part) for name, part in value.items()})
-
-
-PRESETS = {name: _preset(name, entry, fields) for entry in ALGORITHMS.values() for name, fields in entry.presets.items()}
-"""`quick` and `quick-pearl`: the whole method in minutes on two cores. `paper-maml`: Table 3. `paper-pearl`: Table 4.
-`long-maml`: garage's 300 epochs. These three have every arm, the controls included. `tuned-maml`: what learns best here, a
-wide trust region that narrows, an entropy bonus that fades, ProMP's inner loss, twice the tasks an epoch and the inner step,
-advantages by their standard deviation, with a smaller lambda.
-
-`paper-pearl` keeps the paper's probe of one epoch and its reward weights. With the small networks of `quick-pearl` that probe
-found the bodies badly: adjusted Rand index 0.80, 0.13 and 0.02 in three seeds (0.62, 1 and 0.80 without reward weights and with
-cosine distances). After five epochs it was 1, 0.06 and 0.80, or 1, 1 and 1 with all test tasks assigned right: `quick-pearl`.
-"""
-
-
-def preset_name(name: str | None, algorithm: str | None) -> str:
-    """Return the preset that a user's options mean: by default, and in place of the default one, the algorithm's own."""
-    default = ALGORITHMS[DEFAULT_ALGORITHM].default_preset
-    if algorithm is not None and algorithm in ALGORITHMS and name in (None, default):
-        return ALGORITHMS[algorithm].default_preset
-    return name or default
-
-
-def parse_controls(text: str | None, algorithm: str) -> tuple[str, ...] | None:
-    """Controls from names with commas between them, `all` that an algorithm can have, or `none`; None stays None."""
-    if text in ("all", "none"):
-        return all_controls(algorithm) if text == "all" else ()
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def get_preset(name: str, **overrides: Any) -> ExperimentConfig:
-    """A preset with fields replaced.
-
-    Args:
-      name: of `PRESETS`.
-      **overrides: fields of `ExperimentConfig`; None keeps the preset's. New `member_epochs` and `probe_epochs` move
-        `single_epochs` along.
-
-    Raises:
-      ValueError: unknown preset or impossible value, in one line.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
-    config = PRESETS[name]
-    changes = {key: value for key, value in overrides.items() if value is not None}
-    if changes.get("algorithm", config.algorithm) != config.algorithm and changes["algorithm"] in ALGORITHMS:
-        raise ValueError(f"preset {name} trains {config.algorithm}, not {changes['algorithm']}; leave one of the two out")
-    grown = sum(changes.get(part, getattr(config, part)) - getattr(config, part) for part in ("member_epochs", "probe_epochs"))
-    changes.setdefault("single_epochs", config.single_epochs + grown)
-    return dataclasses.replace(config, **changes)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import itertools
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 
+from tamherd_jax.codec import decode, encode
 from tamherd_jax.experiments.clustering import complete_partitions
 from tamherd_jax.experiments.runner import Experiment
-from tamherd_jax.experiments.snapshot import Snapshot, apply_snapshot, join_snapshots, take_snapshot
+from tamherd_jax.experiments.snapshot import Facts, Snapshot, apply_snapshot, join_snapshots, take_snapshot
 
 _PATIENCE = 30 * 24 * 3600  # seconds
 _BARRIERS = itertools.count()  # names of barriers: every process passes the same ones in the same order
@@ -59,6 +63,26 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory against other processes; the system lets go of it whatever becomes of this one.
+
+    Raises:
+      ValueError: Another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is working in {directory}; wait until it is done, or stop it") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def own_seeds(seeds: np.ndarray) -> np.ndarray:
@@ -119,7 +143,7 @@ def _allgather_bytes(data: bytes) -> list[bytes]:
 
 def _pack(snapshot: Snapshot) -> bytes:
     stream = io.BytesIO()
-    facts = np.frombuffer(json.dumps(snapshot.facts).encode(), np.uint8)
+    facts = np.frombuffer(json.dumps(encode(snapshot.facts)).encode(), np.uint8)
     arrays: dict[str, Any] = {"facts": facts} | {f"arrays/{name}": array for name, array in snapshot.arrays.items()}
     np.savez(stream, **arrays)
     return stream.getvalue()
@@ -128,4 +152,4 @@ def _pack(snapshot: Snapshot) -> bytes:
 def _unpack(data: bytes) -> Snapshot:
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         arrays = {name.removeprefix("arrays/"): file[name] for name in file.files if name != "facts"}
-        return Snapshot(arrays, json.loads(file["facts"].tobytes()))
+        return Snapshot(arrays, decode(Facts, json.loads(file["facts"].tobytes())))

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tamherd_jax.codec import write_arrays
 from tamherd_jax.envs import Locomotion, Task
 from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.envs.locomotion import Terms
@@ -15,7 +16,6 @@ from tamherd_jax.experiments.herds import finite_herds, trained_herd
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.state import RunState
 from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
-from tamherd_jax.serialization import write_arrays
 from tamherd_jax.types import LatentLearner
 
 

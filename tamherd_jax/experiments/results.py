@@ -1,10 +1,9 @@
-"""What a run leaves on disk: results.json, curves.npz and embeddings.npz. Reports read nothing else."""
+"""What a finished run leaves on disk: curves.npz, embeddings.npz and, last, results.json. Reports read nothing else."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,25 @@ import jax
 import numpy as np
 
 import tamherd_jax
+from tamherd_jax.codec import (
+    arrays_checksum,
+    one_line,
+    read_arrays,
+    read_json,
+    sealed,
+    unsealed,
+    write_arrays,
+    write_json,
+)
 from tamherd_jax.experiments.arms import EMBEDDINGS, PROBE, Arm
 from tamherd_jax.experiments.ledger import taken_steps
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import float_arrays
 from tamherd_jax.experiments.state import RunState, budget_steps, member_counts
 from tamherd_jax.herd import clustering
-from tamherd_jax.serialization import read_arrays, write_arrays, write_json
 
-SCHEMA = 1
+SCHEMA = 2
+RESULTS, CURVES, EMBEDDINGS_FILE, EPISODES = "results.json", "curves.npz", "embeddings.npz", "episodes.npz"
 ARMS = ("oracle", "single", "herd")
 
 
@@ -45,11 +54,30 @@ class Exclusion:
 
 
 def write_results(plan: Plan, state: RunState, directory: Path) -> None:
-    """Write the three files, each at once (a reader never sees half of one)."""
-    curves = run_curves(plan, state)
-    write_json(directory / "results.json", results_document(plan, state, curves))
-    write_arrays(directory / "curves.npz", curves)
-    write_arrays(directory / "embeddings.npz", embedding_arrays(plan, state))
+    """Write the result files, each at once, `results.json` last: where it is, the run is finished.
+
+    It names the arrays that belong to it with their checksums, so that files of two runs are never read as one.
+
+    Raises:
+      OSError: A file cannot be written.
+    """
+    curves, embeddings = run_curves(plan, state), embedding_arrays(plan, state)
+    write_arrays(directory / CURVES, curves)
+    write_arrays(directory / EMBEDDINGS_FILE, embeddings)
+    covered = {CURVES: arrays_checksum(curves), EMBEDDINGS_FILE: arrays_checksum(embeddings)}
+    if (directory / EPISODES).exists():
+        covered[EPISODES] = arrays_checksum(read_arrays(directory / EPISODES))
+    document = results_document(plan, state, curves)
+    write_json(directory / RESULTS, sealed({**document, "arrays": covered}))
+
+
+def is_finished(directory: Path) -> bool:
+    """Return whether a directory holds all result files of one run, undamaged."""
+    try:
+        read_run(directory)
+    except ValueError:
+        return False
+    return True
 
 
 def run_curves(plan: Plan, state: RunState) -> dict[str, np.ndarray]:
@@ -160,6 +188,7 @@ def excluded(plan: Plan, state: RunState) -> list[Exclusion]:
             entries.append(Exclusion(seed, name, learner, epoch, why))
             if name == plan.probe_arm and epoch <= plan.config.probe_epochs:
                 entries += [Exclusion(seed, herd, None, epoch, f"its probe: {why}") for herd in herds]
+    entries += _nonfinite_returns(plan, state, {(entry.seed, entry.arm) for entry in entries})
     for name in (name for name in arm_names(plan) if plan.arms[name].charged):
         for index, why in sorted(state.partitions[plan.arms[name].partition].failures.items()):
             entries.append(Exclusion(int(plan.seeds[index]), name, None, 0, why))
@@ -172,6 +201,24 @@ def _faults(plan: Plan, state: RunState, arm: str) -> Iterator[tuple[int, int, i
     for index, learner in np.argwhere(faults[:, -1] >= 0):
         epoch = int(np.argmax(faults[index, :, learner] >= 0)) + 1
         yield int(index), int(learner), epoch, f"{names[faults[index, -1, learner]]} is not finite"
+
+
+def _nonfinite_returns(plan: Plan, state: RunState, known: set[tuple[int, str]]) -> list[Exclusion]:
+    """Return the exclusions of arms whose meta-test returns are not finite, as an environment may give them."""
+    entries = []
+    for name in arm_names(plan):
+        curves = state.curves_of(name)
+        finite = np.stack([np.isfinite(np.asarray(r)).all(1) for r in map(np.add, curves.before, curves.after)], 1)
+        for index in np.flatnonzero(~finite.all(1)):
+            if (seed := int(plan.seeds[index])) not in {s for s, arm in known if arm == name}:
+                epoch = int(np.argmin(finite[index])) + 1
+                entries.append(Exclusion(seed, name, None, epoch, "its returns in the meta-test are not finite"))
+    return entries
+
+
+def _finite(value: float) -> float | None:
+    """Return a number as JSON has it: None where it is not finite."""
+    return float(value) if np.isfinite(value) else None
 
 
 def cluster_summary(plan: Plan, state: RunState, curves: dict[str, np.ndarray], index: int) -> dict[str, Any]:
@@ -196,12 +243,12 @@ def cluster_summary(plan: Plan, state: RunState, curves: dict[str, np.ndarray], 
         "adjusted_rand_index_bodies": clustering.adjusted_rand(clusters.labels, modes),
         "purity_bodies": clustering.purity(clusters.labels, modes),
         "adjusted_rand_index_tasks": clustering.adjusted_rand(clusters.labels, tasks),
-        "silhouette": {str(k): float(v) for k, v in clusters.scores["silhouette"].items()},
-        "scores": {name: {str(k): float(v) for k, v in values.items()} for name, values in clusters.scores.items()},
+        "silhouette": {str(k): _finite(v) for k, v in clusters.scores["silhouette"].items()},
+        "scores": {name: {str(k): _finite(v) for k, v in values.items()} for name, values in clusters.scores.items()},
         "reward_guard_rate": float(np.mean(found.embedded.features.guard[index])),
         "assignment_accuracy": float(np.mean(np.sum(share * (majority == task_set.modes[:, None]), -1))),
-        "assignment_confidence": float(curves["herd/confidence"][index].mean()),
-        "assignment_margin": margin if np.isfinite(margin) else None,  # there is none between one cluster and itself
+        "assignment_confidence": _finite(curves["herd/confidence"][index].mean()),
+        "assignment_margin": _finite(margin),  # there is none between one cluster and itself
         "assigned_to": {
             name: [round(float(times) * repeats) for times in share[:, n].sum(0)] for n, name in enumerate(task_set.task_names)
         },
@@ -239,18 +286,59 @@ def ledger(plan: Plan, state: RunState, curves: dict[str, np.ndarray]) -> dict[s
 
 
 def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """results.json, curves and embeddings of a finished run.
+    """Return results.json, curves and embeddings of a finished run.
 
     Raises:
-      ValueError: if the directory holds none, or a file is damaged or of another schema, in one line.
+      ValueError: In one line, if the directory holds none, or a file is damaged, of another version or of another run.
     """
     try:
-        results = json.loads((directory / "results.json").read_text())
-        curves, embeddings = (read_arrays(directory / name) for name in ("curves.npz", "embeddings.npz"))
-    except FileNotFoundError as error:
+        document = read_json(directory / RESULTS)
+        results = unsealed(document, directory / RESULTS, {1: False, SCHEMA: True}, name="schema")
+        curves, embeddings = (read_arrays(directory / name) for name in (CURVES, EMBEDDINGS_FILE))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{directory} holds no finished run: {Path(error.filename).name} is missing") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the result files in {directory} cannot be read: {error}") from error
-    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        raise ValueError(f"{directory}/results.json is not of this version (schema {SCHEMA})")
+    covered = results.pop("arrays", None)
+    if document["schema"] == SCHEMA:
+        for name, arrays in ((CURVES, curves), (EMBEDDINGS_FILE, embeddings)):
+            if not isinstance(covered, dict) or covered.get(name) != arrays_checksum(arrays):
+                raise ValueError(f"{directory}: {name} and {RESULTS} are not of the same run, or {name} is damaged")
+    check_results(results, curves, embeddings, directory)
+    results["schema"] = document["schema"]
     return results, curves, embeddings
+
+
+def check_results(
+    results: dict[str, Any], curves: dict[str, np.ndarray], embeddings: dict[str, np.ndarray], directory: Path
+) -> None:
+    """Check that results, curves and embeddings are of one run: their parts, and the axes of their arrays.
+
+    Raises:
+      ValueError: In one line.
+    """
+    where = directory / RESULTS
+    try:
+        seeds, tasks = results["config"]["seeds"], len(results["task_set"]["tasks"])
+        arms = list(results["nonfinite_episodes"])
+        bodies = set(results["task_set"]["bodies"])
+        fits = len(results["clusters"]) == seeds and len(results["task_set"]["body_of_task"]) == tasks
+        fits &= all({"seed", "value", "statistic"} <= set(row) and row["arm"] in arms for row in results["rows"])
+        fits &= all(row["body"] in bodies for row in results["rows"])
+        fits &= {"budget", "taken"} <= set(results["ledger"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where} is damaged: it lacks or has in another form {one_line(error)}") from error
+    if not fits:
+        raise ValueError(f"{where} is damaged: its parts do not belong together")
+    for arm in arms:
+        for name in ("after", "before", "budget", "taken"):
+            array = curves.get(f"{arm}/{name}")
+            if array is None:
+                raise ValueError(f"{directory}: {CURVES} lacks {arm}/{name}, so it is of another run")
+            shape = {"budget": (), "taken": (seeds,)}.get(name, (seeds,))
+            right = array.shape[:1] == shape or name == "budget"
+            right &= name not in ("after", "before") or array.shape[2:] == (tasks,)
+            if not right:
+                raise ValueError(f"{directory}: {arm}/{name} in {CURVES} has shape {array.shape}: it is of another run")
+    if missing := {"gram", "labels", "task"} - set(embeddings):
+        raise ValueError(f"{directory}: {EMBEDDINGS_FILE} lacks {min(missing)}, so it is of another run")
+    if len(embeddings["gram"]) != seeds or embeddings["labels"].shape != embeddings["gram"].shape[:2]:
+        raise ValueError(f"{directory}: {EMBEDDINGS_FILE} is of another run")

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from tamherd_jax.codec import named_arrays, named_shapes, restore_tree
+from tamherd_jax.experiments.arms import EMBEDDINGS, STAGES
 from tamherd_jax.experiments.curves import ArmCurves
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import embed_seed, init_learner, without_replay
@@ -16,7 +18,39 @@ from tamherd_jax.experiments.state import Partition, RunState
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.replay import ReplayBuffer
-from tamherd_jax.serialization import named_arrays, named_shapes, restore_tree
+from tamherd_jax.validation import PositiveInt
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterFacts:
+    """What of one seed's clusters is not in an array.
+
+    Attributes:
+      k: Number of clusters.
+      scores: By criterion and number of clusters; None where a score is not finite.
+      failure: Why the tasks could not be clustered.
+    """
+
+    k: PositiveInt
+    scores: dict[str, dict[str, float | None]]
+    failure: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a snapshot holds besides arrays.
+
+    Attributes:
+      seeds: `[S]` seeds.
+      done: Epochs done of each stage.
+      clusters: `[S]` clusters, empty before there are any.
+      rings: By arm with replay rings, to how many transitions each ring is cut.
+    """
+
+    seeds: tuple[int, ...]
+    done: dict[str, int]
+    clusters: tuple[ClusterFacts, ...] = ()
+    rings: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +60,11 @@ class Snapshot:
     Attributes:
       arrays: name -> array whose first axis is that of the S seeds: `states/ARM/leaf`, `curves/ARM/quantity` `[S, E, ...]`,
         `embedded/leaf`, `labels` `[S, D]`. Random keys are stored as their data, replay rings cut to what the fullest holds.
-      facts: JSON: `seeds`, `done` (epochs per stage), a list over seeds of `clusters`, and for each arm with replay rings how
-        many transitions its `rings` are cut to.
+      facts: What is not an array.
     """
 
     arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]
+    facts: Facts
 
 
 def take_snapshot(plan: Plan, state: RunState, learners: bool = True) -> Snapshot:
@@ -44,32 +77,50 @@ def take_snapshot(plan: Plan, state: RunState, learners: bool = True) -> Snapsho
         trimmed = _map_rings(replay.trim, states)
         arrays |= named_arrays(f"states/{name}", trimmed)
         if held := _capacities(trimmed):
-            rings[name] = held
-    clusters: list[dict[str, Any]] = []
+            rings[name] = tuple(held)
+    clusters: tuple[ClusterFacts, ...] = ()
     if found := state.partitions.get("trained"):
         arrays |= named_arrays("embedded", found.embedded)
         arrays["labels"] = np.stack([np.asarray(c.labels) for c in found.clusters])
-        clusters = [_describe_clusters(one, found.failures.get(index)) for index, one in enumerate(found.clusters)]
-    seeds = [int(seed) for seed in plan.seeds]
-    return Snapshot(arrays, {"seeds": seeds, "done": dict(state.done), "clusters": clusters, "rings": rings})
+        clusters = tuple(_describe_clusters(one, found.failures.get(index)) for index, one in enumerate(found.clusters))
+    return Snapshot(arrays, Facts(tuple(int(seed) for seed in plan.seeds), dict(state.done), clusters, rings))
 
 
-def _describe_clusters(found: Clusters, failure: str | None) -> dict[str, Any]:
-    scores = {name: {str(k): float(v) for k, v in values.items()} for name, values in found.scores.items()}
-    return {"k": found.k, "scores": scores, "failure": failure}
+def _describe_clusters(found: Clusters, failure: str | None) -> ClusterFacts:
+    def finite(score: float) -> float | None:
+        return float(score) if np.isfinite(score) else None
+
+    scores = {name: {str(k): finite(v) for k, v in values.items()} for name, values in found.scores.items()}
+    return ClusterFacts(found.k, scores, failure)
 
 
 def join_snapshots(parts: Sequence[Snapshot]) -> Snapshot:
     """One snapshot of all seeds from those of processes that shared them, in their order."""
     arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-    facts = {key: [x for part in parts for x in part.facts[key]] for key in ("seeds", "clusters")}
-    return Snapshot(arrays, {**facts, "done": parts[0].facts["done"], "rings": {}})
+    seeds = tuple(seed for part in parts for seed in part.facts.seeds)
+    clusters = tuple(found for part in parts for found in part.facts.clusters)
+    return Snapshot(arrays, Facts(seeds, parts[0].facts.done, clusters))
 
 
-def expected_arrays(plan: Plan, facts: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def check_facts(plan: Plan, facts: Facts) -> None:
+    """Check that a snapshot's facts are of this plan.
+
+    Raises:
+      ValueError: In one line.
+    """
+    if set(facts.done) != set(STAGES):
+        raise ValueError(f"its stages are {', '.join(facts.done)}, not {', '.join(STAGES)}")
+    for stage, done in facts.done.items():
+        if not 0 <= done <= plan.epochs(stage):
+            raise ValueError(f"it has {done} epochs of the stage {stage}, which has {plan.epochs(stage)}")
+    if len(facts.clusters) != len(plan.seeds) * facts.done[EMBEDDINGS]:
+        raise ValueError(f"it has clusters of {len(facts.clusters)} seeds, not of {len(plan.seeds)}")
+
+
+def expected_arrays(plan: Plan, facts: Facts) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Yield name, shape and dtype of every array but the curves that a snapshot of this plan and these facts holds."""
-    for prefix, tree in _templates(plan, facts["done"]):
-        tree = _of_capacities(tree, facts["rings"].get(prefix.removeprefix("states/"), ()))
+    for prefix, tree in _templates(plan, facts.done):
+        tree = _of_capacities(tree, facts.rings.get(prefix.removeprefix("states/"), ()))
         for name, leaf in named_shapes(prefix, tree).items():
             yield name, tuple(leaf.shape), str(leaf.dtype)
 
@@ -89,7 +140,7 @@ def check_curves(plan: Plan, done: dict[str, int], shapes: dict[str, tuple[int, 
 
 def apply_snapshot(plan: Plan, state: RunState, snapshot: Snapshot) -> None:
     """Put a checked snapshot into a fresh run state, which `run` goes on from. Learners' states may be missing."""
-    done, arrays = snapshot.facts["done"], snapshot.arrays
+    done, arrays = snapshot.facts.done, snapshot.arrays
     state.done, state.curves = dict(done), restored_curves(arrays)
     trees = {}
     for prefix, tree in _templates(plan, done):
@@ -99,9 +150,9 @@ def apply_snapshot(plan: Plan, state: RunState, snapshot: Snapshot) -> None:
     state.probe = states.pop("probe", None)
     state.learners = states
     if "embedded" in trees:
-        found = snapshot.facts["clusters"]
+        found = snapshot.facts.clusters
         clusters = [restored_clusters(arrays["labels"][index], entry) for index, entry in enumerate(found)]
-        failures = {index: entry["failure"] for index, entry in enumerate(found) if entry["failure"]}
+        failures = {index: entry.failure for index, entry in enumerate(found) if entry.failure}
         state.partitions = {"trained": Partition(state.probe, trees["embedded"], clusters, failures)}
 
 
@@ -115,10 +166,14 @@ def restored_curves(arrays: dict[str, np.ndarray]) -> dict[str, ArmCurves]:
     return {arm: ArmCurves.unstacked(own) for arm, own in by_arm.items()}
 
 
-def restored_clusters(labels: np.ndarray, entry: dict[str, Any]) -> Clusters:
+def restored_clusters(labels: np.ndarray, entry: ClusterFacts) -> Clusters:
     """Return the clusters of one seed from their labels `[D]` and what the facts say of them."""
-    scores = {name: {int(k): v for k, v in values.items()} for name, values in entry["scores"].items()}
-    return Clusters(labels, entry["k"], scores)
+    unknown = float("nan")
+    scores = {
+        name: {int(k): unknown if score is None else score for k, score in values.items()}
+        for name, values in entry.scores.items()
+    }
+    return Clusters(labels, entry.k, scores)
 
 
 def _templates(plan: Plan, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
@@ -129,7 +184,7 @@ def _templates(plan: Plan, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
     for arm in plan.arms.values():
         if arm.trains and any(done[stage] for stage in arm.stages):
             yield f"states/{arm.name}", _batched(one, seeds, arm.size)
-    if done["embeddings"]:
+    if done[EMBEDDINGS]:
         probe = jax.eval_shape(lambda state: without_replay(plan.learner, state), one)
         yield "states/probe", _batched(probe, seeds)
         yield "labels", jax.ShapeDtypeStruct((seeds, len(plan.embedded_task)), np.int64)

@@ -1,17 +1,12 @@
 """A trained herd as a thing of its own: assign a task to a member, adapt that member, save and load all of it.
 
-On disk a herd is two files: `herd.json`, which names environment, task set, learner and settings, and `arrays.npz`.
-Loading runs no code from either.
+On disk a herd is two files, `herd.json` and `arrays.npz`; see `herd.files`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import zipfile
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import tamherd_jax
-from tamherd_jax.envs import TASK_SETS, Episodes, Locomotion, TaskSet, collect_policy_episodes
-from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, stratified_tasks
+from tamherd_jax.codec import named_arrays, one_line, restore_tree
+from tamherd_jax.envs import Episodes, TaskSet, collect_policy_episodes
+from tamherd_jax.herd import files
+from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, stratified_tasks
 from tamherd_jax.herd.clustering import membership_weights
-from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, make_embedding
-from tamherd_jax.registry.algorithms import ALGORITHMS
-from tamherd_jax.serialization import array_entry, named_arrays, named_shapes, rebuild, restore_tree, write_arrays, write_json
-from tamherd_jax.types import MetaLearner, ReplayLearner
-
-FORMAT = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class EpisodeCounts:
-    """How many episodes a herd plays.
-
-    Attributes:
-      embedding: of the probe in each training task, to embed it.
-      probe: of the probe in a new task, to assign it.
-      explore: of the member in a new task, to adapt to it.
-      test: of the adapted policy, to measure it.
-    """
-
-    embedding: int
-    probe: int
-    explore: int
-    test: int
+from tamherd_jax.herd.embeddings import Embedding, make_embedding
+from tamherd_jax.herd.files import EpisodeCounts
+from tamherd_jax.types import MetaLearner
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskAssignment:
-    """Which member a task was given to.
+    """Which member a task was assigned to.
 
     Attributes:
       member: the nearest cluster's, 0 to K - 1.
@@ -186,63 +162,52 @@ class Herd:
         """Write `herd.json` and `arrays.npz` into a directory, made if need be; each file at once.
 
         Raises:
-          ValueError: the learner is of no algorithm of the registry: a file could not name it.
-          OSError: the directory cannot be written.
+          ValueError: The learner is of no algorithm of the registry: a file could not name it.
+          OSError: The directory cannot be written.
         """
-        directory = Path(directory)
         arrays = {name: array for prefix, tree in self._trees() for name, array in named_arrays(prefix, tree).items()}
-        document = {
-            "format": FORMAT,
-            "version": tamherd_jax.__version__,
-            "seed": self.seed,
-            "environment": _describe_environment(self.learner.env),
-            "task_set": _describe_task_set(self.task_set),
-            "learner": _describe_learner(self.learner),
-            "embedding": dataclasses.asdict(self.embedding.config),
-            "episodes": dataclasses.asdict(self.episodes),
-            "members": self.size,
-            "labels": [int(label) for label in self.labels],
-            "arrays": {name: array_entry(array) for name, array in arrays.items()},
-        }
-        directory.mkdir(parents=True, exist_ok=True)
-        write_arrays(directory / "arrays.npz", arrays, compress=False)
-        write_json(directory / "herd.json", document)
+        facts = self.learner, self.task_set, self.embedding, self.episodes, self.seed, self.size, self.labels
+        files.write_herd(Path(directory), files.describe_herd(*facts, arrays), arrays)
 
     @classmethod
     def load(cls, directory: str | Path, env: Any = None, task_set: TaskSet | None = None) -> Herd:
-        """The herd that `save` wrote.
+        """Return the herd that `save` wrote, in this version or an earlier one.
 
         Args:
-          directory: that was given to `save`.
-          env: the environment, where it is not one of the package's; or another that takes the same tasks.
-          task_set: the task set, where it is not one of the package's.
+          directory: The one given to `save`.
+          env: The environment, if it is not one of the package's; or another that takes the same tasks.
+          task_set: The task set, if it is not one of the package's.
 
         Raises:
-          ValueError: in one line, if there is no herd, a file is damaged or of another version, or `env` or `task_set` is
+          ValueError: In one line, if there is no herd, a file is damaged or of another version, or `env` or `task_set` is
             needed or another than the herd's.
         """
-        directory = Path(directory)
-        document, arrays = _read(directory)
+        document, arrays = files.read_herd(Path(directory))
         try:
             return cls._from_document(document, arrays, env, task_set)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{directory / 'herd.json'} is damaged: {error!r}") from error
-        except ValueError as error:
-            raise ValueError(f"the herd in {directory}: {error}") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"the herd in {directory}: {one_line(error)}") from error
 
     @classmethod
-    def _from_document(cls, document: dict[str, Any], arrays: dict[str, np.ndarray], env: Any, task_set: Any) -> Herd:
-        env = _environment(document["environment"]) if env is None else env
-        task_set = _find_task_set(document["task_set"], task_set)
-        learner = _build_learner(document["learner"], env)
-        embedding = make_embedding(rebuild(EmbeddingConfig, document["embedding"]))
-        episodes, labels = rebuild(EpisodeCounts, document["episodes"]), np.asarray(document["labels"], int)
-        shapes = _shapes(learner, embedding, task_set, document["members"], len(labels), episodes.embedding)
-        _check_arrays(shapes, arrays)
-        if not ((labels >= 0) & (labels < document["members"])).all():
-            raise ValueError(f"labels are not of {document['members']} members")
+    def _from_document(
+        cls, document: files.HerdDocument, arrays: dict[str, np.ndarray], env: Any, task_set: TaskSet | None
+    ) -> Herd:
+        env = files.find_environment(document.environment) if env is None else env
+        task_set = files.find_task_set(document.task_set, task_set)
+        learner = files.build_learner(document.learner, env)
+        embedding = make_embedding(document.embedding)
+        shapes = files.herd_shapes(learner, embedding, task_set, document)
+        files.check_arrays(shapes, arrays)
         trees = {prefix: restore_tree(prefix, tree, arrays) for prefix, tree in shapes.items()}
-        return cls(learner, task_set, embedding=embedding, labels=labels, episodes=episodes, seed=document["seed"], **trees)
+        return cls(
+            learner=learner,
+            task_set=task_set,
+            embedding=embedding,
+            labels=np.asarray(document.labels, int),
+            episodes=document.episodes,
+            seed=document.seed,
+            **trees,
+        )
 
     def _trees(self) -> list[tuple[str, Any]]:
         return [("probe", self.probe), ("members", self.members), ("embedded", self.embedded)]
@@ -273,129 +238,3 @@ class Herd:
             return policy, before, collect_policy_episodes(learner, policy, task, test_key, counts.test)
 
         return jax.jit(adapt)
-
-
-def _read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Both files, checked against each other.
-
-    Raises:
-      ValueError: in one line.
-    """
-    document = _read_file(directory, "herd.json", lambda stream: json.loads(stream.read()))
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f"{directory / 'herd.json'} is not of this version (format {FORMAT})")
-    arrays = _read_file(directory, "arrays.npz", _load_arrays)
-    entries = document.get("arrays")
-    if not isinstance(entries, dict) or set(entries) != set(arrays):
-        raise ValueError(f"{directory}: herd.json and arrays.npz are not of the same herd")
-    for name, array in arrays.items():
-        if array_entry(array) != entries[name]:
-            raise ValueError(f"{directory / 'arrays.npz'} is damaged: {name} is not what was written")
-    return document, arrays
-
-
-def _read_file(directory: Path, name: str, read: Callable[[Any], Any]) -> Any:
-    try:
-        with open(directory / name, "rb") as stream:
-            return read(stream)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{directory} holds no trained herd: {name} is missing") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{directory / name} is damaged: {' '.join(str(error).split())}") from error
-
-
-def _load_arrays(stream: Any) -> dict[str, np.ndarray]:
-    with np.load(stream, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _check_arrays(shapes: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Check names, shapes and dtypes against what the settings say they are.
-
-    Raises:
-      ValueError: naming the first that differs.
-    """
-    wanted = {name: leaf for prefix, tree in shapes.items() for name, leaf in named_shapes(prefix, tree).items()}
-    if set(wanted) != set(arrays):
-        raise ValueError(f"{min(set(wanted) ^ set(arrays))} is missing or too many: its learner is another than here")
-    for name, leaf in wanted.items():
-        theirs, ours = (arrays[name].shape, str(arrays[name].dtype)), (tuple(leaf.shape), str(leaf.dtype))
-        if theirs != ours:
-            raise ValueError(f"{name} is {theirs[1]} {theirs[0]}, not {ours[1]} {ours[0]}")
-
-
-def _shapes(
-    learner: MetaLearner, embedding: Embedding, task_set: TaskSet, members: int, count: int, episodes: int
-) -> dict[str, Any]:
-    """Shapes of probe, members and embedded tasks of a herd of such parts, without computing any."""
-
-    def parts(key):
-        state = learner.init(key)
-        state = learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
-        tasks, _ = stratified_tasks(task_set.tasks, count)
-        herd = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape)), state)
-        return {
-            "probe": state,
-            "members": herd,
-            "embedded": embed_training_tasks(learner, embedding, key, state, tasks, episodes),
-        }
-
-    return jax.eval_shape(parts, jax.random.key(0))
-
-
-def _describe_environment(env: Any) -> dict[str, Any]:
-    if type(env) is Locomotion:
-        names = ("expected_action_scale", "variants", "walker_frame_skip")
-        settings = {name: getattr(env, name) for name in names}
-        return {"name": "locomotion", "physics": env.backend, "bodies": list(env.bodies)} | settings
-    return {"name": type(env).__name__}
-
-
-def _environment(entry: dict[str, Any]) -> Any:
-    """The package's environment of that name.
-
-    Raises:
-      ValueError: there is none.
-    """
-    if entry["name"] != "locomotion":
-        raise ValueError(f"its environment {entry['name']} is not the package's: hand it over with load(..., env=...)")
-    # Herds from before they recorded these have their defaults.
-    later = {name: entry[name] for name in ("variants", "walker_frame_skip", "bodies") if name in entry}
-    return Locomotion(entry["physics"], entry["expected_action_scale"], **later)
-
-
-def _describe_task_set(task_set: TaskSet) -> dict[str, Any]:
-    return {"name": task_set.name, "version": task_set.version, "tasks": list(task_set.task_names)}
-
-
-def _find_task_set(entry: dict[str, Any], given: TaskSet | None) -> TaskSet:
-    """The task set given, or the package's of that name.
-
-    Raises:
-      ValueError: there is none, or it is not the one described.
-    """
-    if given is None:
-        make = TASK_SETS.get(str(entry["name"]).lower())
-        if make is None:
-            raise ValueError(f"its task set {entry['name']} is not the package's: hand it over with load(..., task_set=...)")
-        given = make()
-    if _describe_task_set(given) != entry:
-        raise ValueError(f"it was trained on {entry['name']} version {entry['version']}, not {given.name} {given.version}")
-    return given
-
-
-def _describe_learner(learner: Any) -> dict[str, Any]:
-    kind = type(learner)
-    for name, entry in ALGORITHMS.items():
-        if kind is entry.learner:
-            settings = dataclasses.asdict(learner.config)
-            return {"name": name, "sizes": {size: getattr(learner, size) for size in entry.sizes}, "config": settings}
-    raise ValueError(f"a herd of {kind.__name__} cannot be saved: only {', '.join(ALGORITHMS)} can be named in a file")
-
-
-def _build_learner(document: dict[str, Any], env: Any) -> Any:
-    if document["name"] not in ALGORITHMS:
-        raise ValueError(f"its learner {document['name']!r} is none of {', '.join(ALGORITHMS)}")
-    entry = ALGORITHMS[document["name"]]
-    sizes = {size: int(document["sizes"][size]) for size in entry.sizes}
-    return entry.learner(env, **sizes, config=rebuild(entry.config, document["config"]))

@@ -11,11 +11,11 @@ from typing import Any
 
 import jinja2
 
+from tamherd_jax.codec import write_atomically
 from tamherd_jax.reporting import figures, paper, statistics, views
 from tamherd_jax.reporting.animation import player_data
 from tamherd_jax.reporting.run_files import RunFiles, algorithm_of, arm_title
 from tamherd_jax.reporting.tables import interval, left_out_text, number, seeds_text
-from tamherd_jax.serialization import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -55,7 +55,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         configuration_table=views.configuration_table(results),
         versions=versions(results),
         command=f"tamherd report {shlex.quote(str(run.directory))}",
-        report_script=(TEMPLATES / "report.js").read_text(),
+        report_script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
         embedding_text=", ".join(f"{name} {value}" for name, value in results["config"].get("embedding", {}).items()),
         **drawings(run),
         **player(run),
@@ -66,7 +66,7 @@ def render(template: str, **values: Any) -> str:
     """A page from a template, the style sheet included; a name that the template lacks is an error."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.get_template(template).render(css=(TEMPLATES / "page.css").read_text(), **values)
+    return environment.get_template(template).render(css=(TEMPLATES / "page.css").read_text(encoding="utf-8"), **values)
 
 
 def drawings(run: RunFiles) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def player(run: RunFiles) -> dict[str, Any]:
 
 def player_script() -> str:
     """The player's program."""
-    return (TEMPLATES / "player.js").read_text()
+    return (TEMPLATES / "player.js").read_text(encoding="utf-8")
 
 
 def script_json(data: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tamherd_jax.codec import one_line
 from tamherd_jax.reporting import figures, html, statistics, tables
 from tamherd_jax.reporting.run_files import RunFiles, arms, left_out, read_run_files, seeds
 
@@ -46,9 +47,17 @@ def make_report(directory: Path, console: Console) -> Path:
       OSError: the report cannot be written.
     """
     run = read_run_files(directory)
-    analysis = statistics.analyse(run.results, run.curves)
-    print_tables(run, analysis, console)
-    return write_report(run, analysis)
+    try:
+        analysis = statistics.analyse(run.results, run.curves)
+        print_tables(run, analysis, console)
+        return write_report(run, analysis)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or str(directory)) from error
+    except (LookupError, TypeError, AttributeError) as error:
+        if run.sealed:
+            raise
+        # Files of the first release have no checksum: what is damaged in them shows only where it is needed.
+        raise ValueError(f"{directory}/results.json is damaged: {one_line(error)}") from error
 
 
 def write_rows_csv(results: dict[str, Any], path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tamherd_jax.experiments.results import ARMS, read_run
+from tamherd_jax.codec import read_arrays
+from tamherd_jax.experiments.results import ARMS, SCHEMA, read_run
 from tamherd_jax.physics.bodies import FRAME_SKIP, TIMESTEP
 from tamherd_jax.registry.algorithms import DEFAULT_ALGORITHM, Algorithm, get_algorithm
-from tamherd_jax.serialization import read_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class RunFiles:
       embeddings: `embeddings.npz`.
       episodes: `episodes.npz`, recorded episodes; None where the run left none.
       log: lines of `log.jsonl`; empty where there is none.
+      sealed: whether the files carry checksums, which they have passed.
     """
 
     directory: Path
@@ -34,6 +35,7 @@ class RunFiles:
     embeddings: dict[str, np.ndarray]
     episodes: dict[str, np.ndarray] | None
     log: tuple[dict[str, Any], ...]
+    sealed: bool = True
 
 
 def read_run_files(directory: Path) -> RunFiles:
@@ -43,7 +45,8 @@ def read_run_files(directory: Path) -> RunFiles:
       ValueError: if the directory holds none, or a file is damaged or of another version, in one line.
     """
     results, curves, embeddings = read_run(directory)
-    return RunFiles(directory, results, curves, embeddings, read_episodes(directory), read_log(directory))
+    episodes, log = read_episodes(directory), read_log(directory)
+    return RunFiles(directory, results, curves, embeddings, episodes, log, sealed=results["schema"] == SCHEMA)
 
 
 def read_episodes(directory: Path) -> dict[str, np.ndarray] | None:
@@ -57,10 +60,27 @@ def read_episodes(directory: Path) -> dict[str, np.ndarray] | None:
         return None
     try:
         episodes = read_arrays(path)
+        check_episodes(episodes)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}; remove it to report without an animation") from error
     # Files from before a step's seconds were recorded have the bodies' own.
     return episodes if "dt" in episodes else episodes | {"dt": np.multiply(FRAME_SKIP, TIMESTEP)[episodes["body"]]}
+
+
+def check_episodes(episodes: dict[str, np.ndarray]) -> None:
+    """Check that recorded episodes have the parts that `experiments.recording.record` names, of the same tasks.
+
+    Raises:
+      ValueError: They have not.
+    """
+    parts = ("q", "rewards", "valid", "member", "body", "tasks")
+    if missing := [name for name in (*parts, "seed") if name not in episodes]:
+        raise ValueError(f"it lacks {missing[0]}")
+    q, rewards, body = episodes["q"], episodes["rewards"], episodes["body"]
+    counts = {len(episodes[name]) if episodes[name].ndim else -1 for name in parts}
+    fits = len(counts) == 1 and q.ndim == 4 and rewards.shape == episodes["valid"].shape == (len(q), 2, q.shape[2] - 1)
+    if not fits or not np.issubdtype(body.dtype, np.integer) or not ((body >= 0) & (body < len(FRAME_SKIP))).all():
+        raise ValueError("its parts do not belong together")
 
 
 def read_log(directory: Path) -> tuple[dict[str, Any], ...]:
@@ -70,9 +90,11 @@ def read_log(directory: Path) -> tuple[dict[str, Any], ...]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and {"stage", "epoch", "seconds", "steps"} <= set(record):
+        numbers = ("epoch", "seconds", "steps")
+        whole = isinstance(record, dict) and isinstance(record.get("stage"), str)
+        if whole and all(isinstance(record.get(name), int | float) for name in numbers):
             records.append(record)
     return tuple(records)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 import numpy as np
 from rich.console import Console
@@ -29,7 +31,7 @@ class ProgressDisplay:
 
     def __init__(self, console: Console, log: Path, bodies: tuple[str, ...], modes: np.ndarray, total_work: int):
         self._console, self._bodies, self._modes = console, bodies, modes
-        self._log = open(log, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self._log: TextIO | None = open(log, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
         self._remaining, self._last = total_work, time.perf_counter()
         self._speed, self._pace, self._settled = 0.0, 0.0, False
         self._bar: Progress | None = None
@@ -48,7 +50,7 @@ class ProgressDisplay:
         """Stop the display and close the log."""
         if self._bar:
             self._bar.stop()
-        self._log.close()
+        self._close_log()
 
     def note(self, text: str) -> None:
         """One line of text."""
@@ -77,8 +79,7 @@ class ProgressDisplay:
             "returns": {arm: [round(float(x), 3) for x in values.mean(0)] for arm, values in event.returns.items()},
             **({"notes": list(event.notes)} if event.notes else {}),
         }
-        self._log.write(json.dumps(record) + "\n")
-        self._log.flush()
+        self._write(json.dumps(record) + "\n")
         info = f"{self._returns(event)}  {self._speed / 1e3:.0f}k steps/s"
         if self._bar:
             self._advance(event, info)
@@ -86,6 +87,23 @@ class ProgressDisplay:
             self.note(f"{event.stage} {event.epoch}/{event.epochs}  {info}  {_clock(left)} left")
         for line in event.notes:
             self.note(line)
+
+    def _write(self, line: str) -> None:
+        """Append a line to the log; one that cannot be written is told of once, and training goes on."""
+        if self._log is None:
+            return
+        try:
+            self._log.write(line)
+            self._log.flush()
+        except OSError as error:
+            self._close_log()
+            self.note(f"log.jsonl cannot be written and ends here: {error.strerror}")
+
+    def _close_log(self) -> None:
+        log, self._log = self._log, None
+        with contextlib.suppress(OSError):
+            if log is not None:
+                log.close()
 
     def _advance(self, event: Event, info: str) -> None:
         assert self._bar is not None

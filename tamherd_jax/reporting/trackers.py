@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
+import queue
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
     from tamherd_jax.experiments.state import RunState
 
 PROJECT = "tamherd_jax"
+WAITING = 10_000
+"""Epochs of scalars that may wait for trackers."""
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 """Tracker -> the package that it needs. The last two are extras of the same names."""
@@ -51,20 +58,28 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 class TensorBoard:
-    """Event files under `DIR/tensorboard`, read by `tensorboard --logdir`."""
+    """Event files under `DIR/tensorboard`, read by `tensorboard --logdir`.
+
+    Written here, not by tensorboardX's own thread: that one dies of a full disk, and who logs then waits for it for ever.
+    """
 
     def __init__(self, directory: Path, config: dict[str, Any]):
         del config
-        writer = importlib.import_module(PACKAGES["tensorboard"]).SummaryWriter
-        self._writer = writer(str(directory / "tensorboard"))
+        where = directory / "tensorboard"
+        where.mkdir(parents=True, exist_ok=True)
+        package = PACKAGES["tensorboard"]
+        self._event = importlib.import_module(f"{package}.proto.event_pb2").Event
+        self._summary = importlib.import_module(f"{package}.proto.summary_pb2").Summary
+        self._writer = importlib.import_module(f"{package}.event_file_writer").EventsWriter(str(where / "events"))
 
     def log(self, scalars: dict[str, float], step: int) -> None:
-        """Write scalars; they are on disk within two minutes."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        """Write scalars to the disk."""
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
+        self._writer.flush()
 
     def close(self) -> None:
-        """Flush and close the event file."""
+        """Close the event file."""
         self._writer.close()
 
 
@@ -111,27 +126,39 @@ _TRACKERS: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {
 
 
 class Trackers:
-    """Several trackers as one; one that fails is dropped with a line, for training must not die of its log.
+    """Several trackers as one, behind a queue: training never waits for them. One that fails is dropped with a line.
 
     Args:
       names: of `parse_names`.
       directory: the run directory.
       config: the run's configuration.
       warn: takes a line of text.
+      patience: seconds that closing waits for what is not written yet.
 
     Raises:
       ValueError: a tracker cannot be started.
     """
 
-    def __init__(self, names: Sequence[str], directory: Path, config: dict[str, Any], warn: Callable[[str], None]):
-        self._warn = warn
+    def __init__(
+        self,
+        names: Sequence[str],
+        directory: Path,
+        config: dict[str, Any],
+        warn: Callable[[str], None],
+        patience: float = 60.0,
+    ):
+        self._warn, self._patience = warn, patience
         self._trackers: dict[str, Tracker] = {}
+        self._queue: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue(WAITING)
+        self._full = False
         for name in names:
             try:
                 self._trackers[name] = _TRACKERS[name](directory, config)
             except Exception as error:  # whatever a tracker of others raises
-                self.close()
+                self._each(lambda tracker: tracker.close())
                 raise ValueError(f"cannot start {name}: {_first_line(error)}; choose another with --log-to") from error
+        self._worker = threading.Thread(target=self._work, name="trackers", daemon=True)
+        self._worker.start()
 
     def __enter__(self) -> Trackers:
         """Nothing to start."""
@@ -142,11 +169,27 @@ class Trackers:
         self.close()
 
     def log(self, scalars: dict[str, float], step: int) -> None:
-        """Scalars to all trackers."""
-        self._each(lambda tracker: tracker.log(scalars, step))
+        """Hand scalars to all trackers, or drop them where those are too far behind."""
+        try:
+            self._queue.put_nowait((scalars, step))
+            self._full = False
+        except queue.Full:
+            if not self._full:
+                self._warn(f"{', '.join(self._trackers)}: too slow, scalars are left out until there is room again")
+            self._full = True
 
     def close(self) -> None:
-        """Close all."""
+        """Close all, once they have written what waits, or when patience is at its end."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=self._patience)
+        self._worker.join(self._patience)
+        if self._worker.is_alive():
+            self._warn(f"{', '.join(self._trackers)}: not done after {self._patience:.0f} s; the last scalars may be missing")
+
+    def _work(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            scalars, step = entry
+            self._each(functools.partial(_log, scalars=scalars, step=step))
         self._each(lambda tracker: tracker.close())
         self._trackers.clear()
 
@@ -157,6 +200,10 @@ class Trackers:
             except Exception as error:
                 del self._trackers[name]
                 self._warn(f"{name} failed and is left out from here on: {_first_line(error)}")
+
+
+def _log(tracker: Tracker, scalars: dict[str, float], step: int) -> None:
+    tracker.log(scalars, step)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,44 @@
+"""`tamherd config`: every setting with its value and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tamherd_jax.commands import mistakes_of_the_user
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Print every setting of an experiment with its value and meaning, as TOML that tamherd run --config reads."""
+
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The preset. By default quick."""
+    algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The meta-learner. By default the preset's."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Settings in place of the preset's: a TOML file, or a JSON file such as a run's config.json."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE"), tyro.conf.UseAppendAction] = ()
+    """A setting by its dotted name, in place of the preset's and the file's; may be given several times."""
+
+
+def show_config(options: Config) -> None:
+    """Run `tamherd config`.
+
+    Raises:
+      UserError: There is no such preset, algorithm, file or setting.
+    """
+    from tamherd_jax.experiments.presets import get_preset, preset_name
+    from tamherd_jax.experiments.settings import describe_settings, parse_assignments, read_settings, with_settings
+
+    with mistakes_of_the_user():
+        config = get_preset(preset_name(options.preset, options.algorithm), algorithm=options.algorithm)
+        if options.config is not None:
+            config = with_settings(config, read_settings(options.config))
+        config = with_settings(config, parse_assignments(options.set, config))
+        text = describe_settings(config)
+    sys.stdout.write(text)
