@@ -196,6 +196,7 @@ def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):
         with pytest.raises(SystemExit):
             embed(tmp_path, *arguments)
         assert words in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["config.json"]  # what is refused leaves nothing
 
 
 @pytest.mark.parametrize(

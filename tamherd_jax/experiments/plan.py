@@ -106,8 +106,8 @@ def make_plan(
         )
     clustering = affordable_clustering(config, len(task_set))
     modes, auto = len(task_set.mode_names), clustering.clusters == "auto"
-    most = clustering.max_clusters if auto else int(clustering.clusters)
-    counts = range(1, most + 1) if auto else (most,)
+    max_members = clustering.max_clusters if auto else int(clustering.clusters)
+    counts = range(1, max_members + 1) if auto else (max_members,)
     # Where clusters are as many as modes, herd and oracle share one compiled program.
     by_count = {count: make_learner(config, env, len(task_set), count) for count in sorted({1, modes, *counts})}
     members = {count: by_count[count] for count in counts}
@@ -116,7 +116,7 @@ def make_plan(
     learners = ArmLearners(
         single=by_count[1],
         expert=by_count[modes],
-        member=by_count[most],
+        member=by_count[max_members],
         probe=make_probe_learner(config, env, len(task_set)) if own_probe else None,
         doubled=make_learner(doubled_gradient_steps(config), env, len(task_set))
         if "double-gradient" in config.controls
@@ -131,7 +131,7 @@ def make_plan(
         clustering=clustering,
         learner=by_count[1],
         members=members,
-        arms=make_arms(config, learners, modes, most, budget),
+        arms=make_arms(config, learners, modes, max_members, budget),
         probe_arm=config.probe if own_probe else "single",
         budget=budget,
         embedded_task=np.asarray(stratified_tasks(task_set.tasks, config.embedding_tasks)[1]),

@@ -62,14 +62,14 @@ class RunState:
 
 def member_counts(plan: Plan, state: RunState, partition: str = "trained") -> np.ndarray:
     """Return how many members each seed's herd has, `[S]`."""
-    most = plan.arms["herd"].size
-    return np.array([found.k if plan.grouped else most for found in state.partitions[partition].clusters], np.int32)
+    max_members = plan.arms["herd"].size
+    return np.array([found.k if plan.grouped else max_members for found in state.partitions[partition].clusters], np.int32)
 
 
 def member_weights(plan: Plan, state: RunState, partition: str = "trained") -> np.ndarray:
     """Return each member's distribution over tasks `[S, K, N]`: the empirical one of its cluster, however impure."""
-    most, clusters = plan.arms["herd"].size, state.partitions[partition].clusters
-    rows = [membership_weights(found.labels, plan.embedded_task, len(plan.task_set), most) for found in clusters]
+    max_members, clusters = plan.arms["herd"].size, state.partitions[partition].clusters
+    rows = [membership_weights(found.labels, plan.embedded_task, len(plan.task_set), max_members) for found in clusters]
     return np.stack(rows).astype(np.float32)
 
 
