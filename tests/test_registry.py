@@ -6,8 +6,9 @@ import json
 import pytest
 from goal_mass import GoalMass
 
-from tamherd_jax.experiments.config import PRESETS, ExperimentConfig, all_controls, preset_name
+from tamherd_jax.experiments.config import ExperimentConfig, all_controls
 from tamherd_jax.experiments.learners import make_learner, make_probe_learner
+from tamherd_jax.experiments.presets import PRESETS, preset_name
 from tamherd_jax.registry import ALGORITHMS, DEFAULT_ALGORITHM, get_algorithm
 from tamherd_jax.types import LatentLearner, ReplayLearner
 
