@@ -10,6 +10,7 @@ from toy import untrained_herd
 from toy_pearl import TINY
 
 from tamherd_jax import cli
+from tamherd_jax.codec import sealed
 from tamherd_jax.envs import Locomotion, collect_episodes
 from tamherd_jax.experiments.herds import trained_herd, write_herds
 from tamherd_jax.herd.artefact import Herd
@@ -135,7 +136,8 @@ def test_a_string_of_pearls_is_saved_without_its_replay(tmp_path):
 def edit(directory, change):
     document = json.loads((directory / "herd.json").read_text())
     change(document)
-    (directory / "herd.json").write_text(json.dumps(document))
+    document.pop("checksum")
+    (directory / "herd.json").write_text(json.dumps(sealed(document)))
 
 
 def truncate(directory):
@@ -162,7 +164,7 @@ DAMAGE = {
     "no json": (lambda d: (d / "herd.json").unlink(), "holds no trained herd: herd.json is missing"),
     "no arrays": (lambda d: (d / "arrays.npz").unlink(), "holds no trained herd: arrays.npz is missing"),
     "half json": (lambda d: (d / "herd.json").write_text("{"), "herd.json is damaged"),
-    "no object": (lambda d: (d / "herd.json").write_text("[1]"), "not of this version"),
+    "no object": (lambda d: (d / "herd.json").write_text("[1]"), "must hold an object"),
     "half arrays": (truncate, "arrays.npz is damaged"),
     "flipped bits": (flip, "damaged"),
     "other numbers": (replace("embedded/gram", np.zeros((8, 8), np.float32)), "embedded/gram is not what was written"),
@@ -176,9 +178,9 @@ DAMAGE = {
         "is missing or too many: its learner is another than here",
     ),
     "other width": (lambda d: edit(d, lambda j: j["learner"]["config"].update(hidden_sizes=[4])), "not float32"),
-    "unknown setting": (lambda d: edit(d, lambda j: j["learner"]["config"].update(x=1)), "does not know x"),
+    "unknown setting": (lambda d: edit(d, lambda j: j["learner"]["config"].update(x=1)), "has a field that is not known: x"),
     "other tasks": (lambda d: edit(d, lambda j: j["task_set"].update(version=2)), "trained on Point version 2, not Point 1"),
-    "labels": (lambda d: edit(d, lambda j: j.update(labels=[5] * 8)), "labels are not of 2 members"),
+    "labels": (lambda d: edit(d, lambda j: j.update(labels=[5] * 8)), "labels must be at least one, each of 2 members"),
     "members": (lambda d: edit(d, lambda j: j.update(members="two")), "herd.json is damaged"),
 }
 
