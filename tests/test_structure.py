@@ -9,10 +9,9 @@ import tamherd_jax
 
 ROOT = Path(tamherd_jax.__file__).parent
 LAYERS = (
-    ("types", "validation", "simd"),
+    ("types", "validation", "simd", "registry"),
     ("codec", "networks", "distributions", "physics"),
     ("parallel", "fisher"),
-    ("registry",),
     ("envs",),
     ("maml", "pearl"),
     ("herd",),

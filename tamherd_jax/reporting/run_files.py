@@ -79,7 +79,8 @@ def check_episodes(episodes: dict[str, np.ndarray]) -> None:
     q, rewards, body = episodes["q"], episodes["rewards"], episodes["body"]
     counts = {len(episodes[name]) if episodes[name].ndim else -1 for name in parts}
     fits = len(counts) == 1 and q.ndim == 4 and rewards.shape == episodes["valid"].shape == (len(q), 2, q.shape[2] - 1)
-    if not fits or not np.issubdtype(body.dtype, np.integer) or not ((body >= 0) & (body < len(FRAME_SKIP))).all():
+    known = len(FRAME_SKIP) if "dt" not in episodes else np.inf
+    if not fits or not np.issubdtype(body.dtype, np.integer) or not ((body >= 0) & (body < known)).all():
         raise ValueError("its parts do not belong together")
 
 
