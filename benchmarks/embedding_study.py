@@ -31,6 +31,7 @@ from tamherd_jax.experiments.presets import get_preset
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.algorithm import stratified_tasks
 from tamherd_jax.herd.clustering import ClusteringConfig
+from tamherd_jax.herd.diagnostics import majority_modes
 from tamherd_jax.herd.embeddings import CHOICES, EmbeddingConfig, Features, make_embedding
 from tamherd_jax.maml import MAML
 
@@ -202,7 +203,7 @@ def evaluate(gram: np.ndarray, cross: np.ndarray, norms: np.ndarray, linkage: st
         return 0.0, 0.0
     labels = clustering.canonical(clustering.partition(gram, linkage, 2))
     truth, test_truth = modes[: len(gram)], modes[len(gram) :]
-    majority = np.array([np.bincount(truth[labels == k]).argmax() for k in range(labels.max() + 1)])
+    majority = majority_modes(labels, truth)
     nearest = clustering.assign(gram, labels, cross, norms).nearest
     return clustering.adjusted_rand(labels, truth), float(np.mean(majority[nearest] == test_truth))
 

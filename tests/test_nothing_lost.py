@@ -185,6 +185,16 @@ def test_a_directory_whose_name_is_not_utf8(tmp_path):
     assert b"holds no finished run" in done.stderr
 
 
+def test_output_that_nobody_reads_is_no_failure():
+    """As with `| head`: the reader is gone before anything is printed."""
+    command = [sys.executable, "-m", "tamherd_jax.cli", "config"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, cwd=Path(__file__).parents[1]) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 # Numbers -------------------------------------------------------------------------------------------------------------
 
 

@@ -80,10 +80,10 @@ class ExperimentConfig:
       walker_frame_skip: physics steps of 0.002 s in an environment step of the walker: gymnasium's 4, or ProMP's 8.
       probe: kind of the probe, of `PROBES`.
       probe_epochs: epochs after which the probe is frozen; 0 for one that is not trained.
-      reuse_probe: PEARL's herd members start from the probe's replay of their tasks in place of a fresh initial collection.
+      reuse_probe: members copy the probe's replay of their tasks, and do not prefill their own.
       member_epochs: epochs of every herd member and oracle learner.
       single_epochs: epochs of the single learner; enough to get at least the herd's environment steps, probe included.
-      draws_per_task: task draws an epoch for each of the N tasks; a herd shares the same total among its members.
+      draws_per_task: tasks sampled in an epoch for each of the N tasks; a herd shares the same total among its members.
       embedding_tasks: D, training tasks embedded and clustered, in equal shares of the N.
       embedding_episodes: probe episodes for each of them.
       probe_test_episodes: probe episodes that embed a test task, taken from the herd's exploration budget.

@@ -28,6 +28,7 @@ from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import float_arrays
 from tamherd_jax.experiments.state import RunState, budget_steps, member_counts
 from tamherd_jax.herd import clustering
+from tamherd_jax.herd.diagnostics import majority_modes
 
 SCHEMA = 2
 RESULTS, CURVES, EMBEDDINGS_FILE, EPISODES = "results.json", "curves.npz", "embeddings.npz", "episodes.npz"
@@ -234,7 +235,7 @@ def cluster_summary(plan: Plan, state: RunState, curves: dict[str, np.ndarray], 
         for n, name in enumerate(task_set.task_names)
     }
     # A cluster stands for the body of most of its tasks; assignment is right where that is the test task's.
-    majority = np.array([np.bincount(modes[clusters.labels == k]).argmax() for k in range(clusters.k)])
+    majority = majority_modes(clusters.labels, modes)
     return {
         "seed": int(plan.seeds[index]),
         "clusters": clusters.k,
