@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from tamherd_jax.envs import Locomotion, Task, body_environment, collect_episodes, ml2
+from tamherd_jax.envs import Locomotion, Task, body_environment, collect_episodes, make_environment, ml2, ml3
 from tamherd_jax.physics import get_physics
 from tamherd_jax.physics.bodies import BODIES
 from tamherd_jax.registry.bodies import get_body
@@ -175,6 +175,27 @@ def test_task_set_and_brax_registry():
         state = env.reset(jax.random.key(0))  # as Brax calls it, without a task
         assert int(state.info["task"].body) == index
         assert env.step(state, jnp.zeros(env.action_size)).obs.shape == (env.observation_size,)
+
+
+def test_ml3_pads_its_smaller_body():
+    """What a body lacks is observed as 0, is not moved by its action and does not enter the reward; the rest is its own."""
+    mixed, alone = make_environment(ml3(), "mujoco"), body_environment("hopper")("mujoco")
+    assert (mixed.observation_size, mixed.action_size) == (17, 6)
+    assert (alone.observation_size, alone.action_size) == (11, 3)
+    there = np.array([0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13])  # z, pitch, three joints; their velocities with that of x
+    state, own = mixed.reset(jax.random.key(0), task(2)), alone.reset(jax.random.key(1), task(2))
+    own = own.replace(pipeline_state=jax.tree.map(lambda x: x[:6], state.pipeline_state), obs=state.obs[there])
+    step, own_step, action = jax.jit(mixed.step), jax.jit(alone.step), jnp.array([0.4, -0.3, 0.2, 9.0, -9.0, 9.0])
+    for _ in range(5):
+        state, own = step(state, action), own_step(own, action[:3])
+        np.testing.assert_allclose(state.obs[there], own.obs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(np.delete(state.obs, there), 0.0)
+        np.testing.assert_allclose(state.reward, own.reward, rtol=1e-5)
+
+
+def test_a_task_of_a_body_that_an_environment_lacks_is_refused(mujoco_env):
+    with pytest.raises(ValueError, match="the task's body is hopper; this environment has cheetah, walker"):
+        mujoco_env.reset(jax.random.key(0), task(2))
 
 
 def test_importing_says_nothing():

@@ -4,7 +4,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from tamherd_jax.physics import BODIES, FRAME_SKIP, PhysicsState, get_physics, load_model
+from tamherd_jax.physics import BODIES, FRAME_SKIP, PhysicsState, get_physics, load_model, parity
+from tamherd_jax.physics.bodies import common_layout, own_coordinates, pad_coordinates
 
 
 def random_states(rng, n, speed=1.0):
@@ -40,7 +41,7 @@ def test_models_are_gymnasiums():
     import gymnasium
 
     assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
-    for body, file in (("cheetah", "half_cheetah.xml"), ("walker", "walker2d.xml")):
+    for body, file in (("cheetah", "half_cheetah.xml"), ("walker", "walker2d.xml"), ("hopper", "hopper.xml")):
         ours, theirs = load_model(body), _load_deprecated(assets / file)
         for name in (
             "body_mass",
@@ -120,6 +121,25 @@ def test_mjx_agrees_with_mujoco_step_for_step():
     assert np.quantile(errors, 0.99) < 2e-2
     # MJX stops after four Newton iterations; what it gains by that is bounded, not zero.
     assert errors.max() < 0.3
+
+
+@pytest.mark.parametrize("backend", ["mujoco", "mjx"])
+def test_a_padded_body_moves_as_its_own_model(backend):
+    """Mixed with larger bodies, each state steps as MuJoCo steps the unpadded model; padded joints stay at 0."""
+    layout = common_layout(BODIES)
+    step = jax.jit(jax.vmap(get_physics(backend, bodies=BODIES).step))
+    index = BODIES.index("hopper")
+    states = parity.States(*(x[:12] for x in parity.scenarios("hopper", 12 * 9, seed=2)["policy 0.5"]))
+    q, qd, control = (
+        jnp.asarray(pad_coordinates("hopper", x, layout, n), jnp.float32) for x, n in zip(states, (3, 3, 0), strict=True)
+    )
+    out = step(jnp.full(len(q), index), PhysicsState(q, qd, jnp.zeros_like(q)), control)
+    wanted_q, wanted_qd = parity.reference("hopper", states)
+    bound = 1e-6 if backend == "mujoco" else 1e-4
+    assert parity.velocity_error(own_coordinates("hopper", np.asarray(out.qd), layout), wanted_qd).max() < bound
+    np.testing.assert_allclose(own_coordinates("hopper", np.asarray(out.q), layout), wanted_q, atol=bound)
+    np.testing.assert_array_equal(out.q[:, 6:], 0.0)
+    np.testing.assert_array_equal(out.qd[:, 6:], 0.0)
 
 
 def test_unknown_names_are_refused():

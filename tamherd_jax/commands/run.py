@@ -62,7 +62,7 @@ class Run(EmbeddingOptions):
     reuse_probe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Herd members of PEARL start from the probe's replay of their tasks, not from a fresh initial collection."""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The task set: ml2 (default), ml2-vel (target velocities) or ml2-params (perturbed bodies)."""
+    """The task set: ml2 (default), ml2-vel (target velocities), ml2-params (perturbed bodies) or ml3 (a third body)."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
     walker_frame_skip: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -186,6 +186,7 @@ def new_config(options: Run) -> ExperimentConfig:
     base = get_preset(preset_name(options.preset, options.algorithm), algorithm=options.algorithm)
     if options.config is not None:
         base = with_settings(base, read_settings(options.config))
+    base = override(base, tasks=options.tasks)
     config = override(
         base,
         seeds=options.seeds,
@@ -199,7 +200,6 @@ def new_config(options: Run) -> ExperimentConfig:
         member_epochs=options.epochs,
         epochs_per_call=options.epochs_per_call,
         physics=options.physics,
-        tasks=options.tasks,
         walker_frame_skip=options.walker_frame_skip,
     )
     return with_settings(config, parse_assignments(options.set, config))

@@ -20,6 +20,7 @@ from tamherd_jax.envs.tasks import (
     ml2,
     ml2_params,
     ml2_vel,
+    ml3,
     systematic_resample,
     take_tasks,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "ml2",
     "ml2_params",
     "ml2_vel",
+    "ml3",
     "systematic_resample",
     "take_tasks",
 ]

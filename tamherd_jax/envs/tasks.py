@@ -78,6 +78,11 @@ def ml2() -> TaskSet:
     return _directions("ML2")
 
 
+def ml3() -> TaskSet:
+    """Return ML3 version 1: ML2's bodies and a smaller one, forward and backward; see `Locomotion` for how sizes are padded."""
+    return _directions("ML3")
+
+
 def _directions(name: str) -> TaskSet:
     """Return the task set of a suite's bodies, each forward and backward."""
     body, sign = _product(name, (1, -1))
@@ -133,7 +138,7 @@ def bodies_of(task_set: TaskSet) -> tuple[str, ...]:
     return tuple(_NAMES[body] for body in np.unique(np.asarray(task_set.tasks.body)))
 
 
-TASK_SETS: dict[str, Callable[[], TaskSet]] = {"ml2": ml2, "ml2-vel": ml2_vel, "ml2-params": ml2_params}
+TASK_SETS: dict[str, Callable[[], TaskSet]] = {"ml2": ml2, "ml2-vel": ml2_vel, "ml2-params": ml2_params, "ml3": ml3}
 """The package's own task sets, by their name in lower case."""
 
 

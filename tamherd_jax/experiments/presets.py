@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tamherd_jax.envs.tasks import get_task_set
 from tamherd_jax.experiments.config import ExperimentConfig, all_controls
+from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.registry.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, Algorithm, Fields
 
 
@@ -81,16 +83,26 @@ def override(config: ExperimentConfig, **overrides: Any) -> ExperimentConfig:
     Args:
       config: The configuration.
       **overrides: Fields of `ExperimentConfig`; None keeps what is there. New `member_epochs` and `probe_epochs` move
-        `single_epochs` along.
+        `single_epochs` along. Other `tasks` have as many clusters as modes, if that is what the old ones had.
 
     Raises:
       ValueError: An impossible value, in one line.
     """
     changes = {key: value for key, value in overrides.items() if value is not None}
+    if "tasks" in changes:
+        changes.setdefault("clustering", _clustering_of(config, changes["tasks"]))
     if "single_epochs" not in changes:
         longer = dataclasses.replace(config, **changes, single_epochs=max(config.single_epochs, changes.get("probe_epochs", 0)))
         changes["single_epochs"] = moved_single_epochs(config, longer)
     return dataclasses.replace(config, **changes)
+
+
+def _clustering_of(config: ExperimentConfig, tasks: str) -> ClusteringConfig:
+    """Return the clustering for another task set: as many clusters as modes, where the configuration had that many."""
+    before, after = (len(get_task_set(name).mode_names) for name in (config.tasks, tasks))
+    if config.clustering.clusters != before:
+        return config.clustering
+    return dataclasses.replace(config.clustering, clusters=after)
 
 
 def moved_single_epochs(before: ExperimentConfig, after: ExperimentConfig) -> int:
