@@ -69,8 +69,11 @@ def to_root(value: jax.Array) -> jax.Array:
 
 
 def over_points(value: jax.Array) -> jax.Array:
-    """Sum over a link's points: `[C, P, B]` to `[C, B]`."""
-    return jnp.sum(value, axis=1)
+    """Sum over a link's points: `[P, C, B]` to `[C, B]`.
+
+    Points come first, so that in the GPU's kernel, with a thread a chain, all points of a link are one thread's.
+    """
+    return jnp.sum(value, axis=0)
 
 
 def dot(a: Vector, b: Vector) -> jax.Array:

@@ -138,7 +138,7 @@ class PlanarTree:
       slide_x, slide_z: root slides, fields `[N]`.
       links: torso, then one level of all chains after another: fields `[N, 1]`, then `[N, C]`.
       drives: one a level of the chains, fields `[N, C]`.
-      contacts: one a link of `links`, fields `[N, 1, P]` and `[N, C, P]`. Rows with fewer points are padded with far ones.
+      contacts: one a link of `links`, fields `[N, P, 1]` and `[N, P, C]`. Rows with fewer points are padded with far ones.
       quadratic: whether every impedance has MuJoCo's default power of 2 (static).
     """
 
@@ -211,7 +211,7 @@ def read_tree(model: mujoco.MjModel, frame_skip: int) -> PlanarTree:
         slide_z=_dof(model, 1),
         links=tuple(_columns(_link(model, body) for body in level) for level in levels),
         drives=tuple(_columns(_drive(model, body) for body in level) for level in levels[1:]),
-        contacts=tuple(_columns(_level_contacts(model, level, floor)) for level in levels),
+        contacts=tuple(_level_contacts(model, level, floor) for level in levels),
     )
     tree = jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
     return replace(tree, quadratic=_is_quadratic(tree))
@@ -226,9 +226,11 @@ def stack_trees(trees: Sequence[PlanarTree]) -> PlanarTree:
     shapes = {(tree.chains, tree.levels) for tree in trees}
     if len(shapes) != 1:
         raise ValueError(f"bodies of different shape cannot share a table: (chains, links a chain) are {sorted(shapes)}")
-    widths = [max(tree.contacts[i].x.shape[-1] for tree in trees) for i in range(1 + trees[0].levels)]
+    widths = [max(tree.contacts[i].x.shape[1] for tree in trees) for i in range(1 + trees[0].levels)]
     padded = [
-        replace(tree, contacts=tuple(_pad(c, width) for c, width in zip(tree.contacts, widths, strict=True)), quadratic=True)
+        replace(
+            tree, contacts=tuple(_pad(c, width, axis=1) for c, width in zip(tree.contacts, widths, strict=True)), quadratic=True
+        )
         for tree in trees
     ]
     table = jax.tree.map(lambda *leaves: np.concatenate(leaves), *padded)
@@ -236,7 +238,7 @@ def stack_trees(trees: Sequence[PlanarTree]) -> PlanarTree:
 
 
 def select_rows(table: PlanarTree, body: jax.Array, dtype: jnp.dtype) -> PlanarTree:
-    """Constants of a batch of lanes: fields `[N]`, `[N, C]`, `[N, C, P]` become `[1, B]`, `[C, B]`, `[C, P, B]`.
+    """Constants of a batch of lanes: fields `[N]`, `[N, C]`, `[N, P, C]` become `[1, B]`, `[C, B]`, `[P, C, B]`.
 
     Args:
       table: N bodies.
@@ -364,11 +366,12 @@ def _soft(model: mujoco.MjModel, solref: np.ndarray, solimp: np.ndarray, complia
     return Soft(stiffness, damping, low, high, width, midpoint, power, compliance, margin)
 
 
-def _level_contacts(model: mujoco.MjModel, level: Sequence[int], floor: int) -> list[Contacts]:
-    """Contacts of each body of a level, all padded to the same power of two (what the kernel needs)."""
+def _level_contacts(model: mujoco.MjModel, level: Sequence[int], floor: int) -> Contacts:
+    """Contacts `[P, C]` of the bodies of a level, all padded to the same power of two (what the kernel needs)."""
     bodies = [_contacts(model, body, floor) for body in level]
-    width = max(c.x.shape[-1] for c in bodies)
-    return [_pad(c, 1 << (width - 1).bit_length()) for c in bodies]
+    width = max(c.x.shape[0] for c in bodies)
+    padded = [_pad(c, 1 << (width - 1).bit_length(), axis=0) for c in bodies]
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *padded)
 
 
 def _contacts(model: mujoco.MjModel, body: int, floor: int) -> Contacts:
@@ -411,12 +414,13 @@ def _far_contact() -> Contacts:
     return Contacts(0.0, 0.0, -_FAR, 1.0, soft)
 
 
-def _pad(contacts: Contacts, points: int) -> Contacts:
-    """`contacts` with far points added along the last axis until there are `points`."""
+def _pad(contacts: Contacts, points: int, axis: int) -> Contacts:
+    """`contacts` with far points added along an axis until there are `points`."""
 
     def pad(leaf: np.ndarray, far: float) -> np.ndarray:
-        missing = points - leaf.shape[-1]
-        return np.concatenate([leaf, np.full((*leaf.shape[:-1], missing), far)], axis=-1)
+        shape = list(leaf.shape)
+        shape[axis] = points - shape[axis]
+        return np.concatenate([leaf, np.full(shape, far)], axis=axis)
 
     return jax.tree.map(pad, contacts, _far_contact())
 

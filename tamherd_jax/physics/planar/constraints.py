@@ -53,7 +53,7 @@ class LimitRow(NamedTuple):
 
 
 class ContactRows(NamedTuple):
-    """The contacts of a link, `[C, P, B]`: lever from the hinge (m), friction, weight of an edge (zero in the air), targets."""
+    """The contacts of a link, `[P, C, B]`: lever from the hinge (m), friction, weight of an edge (zero in the air), targets."""
 
     lever: Planar
     friction: jax.Array
@@ -123,8 +123,8 @@ def contact_rows(
     """Rows of a link's contacts.
 
     Args:
-      soft: softness `[C, P, B]`.
-      friction: `[C, P, B]`.
+      soft: softness `[P, C, B]`.
+      friction: `[P, C, B]`.
       lever: from the link's hinge to the contact, which lies half-way through the overlap (m).
       depth: distance to the floor less margin; negative is active (m).
       motion: the link's velocity.
@@ -137,8 +137,8 @@ def contact_rows(
 
 
 def _per_point(link: jax.Array) -> jax.Array:
-    """`[C, B]` of a link to `[C, 1, B]`, to meet its points."""
-    return jnp.expand_dims(link, -2)
+    """`[C, B]` of a link to `[1, C, B]`, to meet its points."""
+    return jnp.expand_dims(link, 0)
 
 
 def _contact_residual(rows: ContactRows, motion: Motion) -> tuple[jax.Array, jax.Array]:
@@ -165,7 +165,7 @@ def residual(problem: Problem, a: Vector, aim: bool) -> Residual:
 
 
 Edges = tuple[jax.Array, jax.Array, jax.Array]
-"""One `[C, P, B]` a distinct edge of a contact's pyramid: forward, backward, and the (double) one across the plane."""
+"""One `[P, C, B]` a distinct edge of a contact's pyramid: forward, backward, and the (double) one across the plane."""
 
 
 def _edges(normal: jax.Array, tangent: jax.Array) -> Edges:
@@ -185,7 +185,7 @@ def _edge_weights(row: ContactRows, edges: Edges) -> Edges:
 
 
 def _over_rows(limits: Sequence[jax.Array], contacts: Sequence[jax.Array]) -> jax.Array:
-    """Sum over all rows, `[1, B]`: limits `[C, B]`, contacts `[C, P, B]`, the torso's first."""
+    """Sum over all rows, `[1, B]`: limits `[C, B]`, contacts `[P, C, B]`, the torso's first."""
     points = [over_points(value) for value in contacts]
     return points[0] + to_root(total(limits) + total(points[1:]))
 

@@ -153,9 +153,9 @@ def constraint_rows(tree: PlanarTree, pose: Pose, q: Vector, v: Vector) -> Const
     )
     contacts = []
     for level, (points, motion) in enumerate(zip(tree.contacts, link_motions(pose.offsets, v), strict=True)):
-        cos, sin = jnp.expand_dims(pose.cos[level], 1), jnp.expand_dims(pose.sin[level], 1)
+        cos, sin = jnp.expand_dims(pose.cos[level], 0), jnp.expand_dims(pose.sin[level], 0)
         centre = _rotate(cos, sin, points.x, points.z)
-        above = jnp.expand_dims(pose.heights[level] - tree.floor, 1)
+        above = jnp.expand_dims(pose.heights[level] - tree.floor, 0)
         distance = centre.z + above - points.radius
         lever = Planar(centre.x, 0.5 * distance - above)
         depth = distance - points.soft.margin
@@ -195,8 +195,9 @@ def rk4_step(tree: PlanarTree, state: State, control: Vector, active: jax.Array,
     def stage(i, carry):
         here, sum_v, sum_a = carry
         a, _ = acceleration(tree, here, control, active, options)
-        weight = jnp.where((i == 0) | (i == 3), 1.0, 2.0).astype(a[0].dtype)
-        reach = h * jnp.where(i == 2, 1.0, 0.5).astype(a[0].dtype)
+        one = jnp.ones((), a[0].dtype)  # typed: a choice between Python numbers does not lower for a GPU
+        weight = jnp.where((i == 0) | (i == 3), one, 2 * one)
+        reach = h * jnp.where(i == 2, one, 0.5 * one)
         there = State(axpy(reach, here.v, state.q), axpy(reach, a, state.v), a)
         return there, axpy(weight, here.v, sum_v), axpy(weight, a, sum_a)
 

@@ -1,6 +1,6 @@
 """The two compiled forms of the dynamics: plain XLA for any backend, and one Pallas (Triton) kernel for NVIDIA GPUs.
 
-Both take flat batches, `[B, ...]` with one lane an environment, and trace the same `environment_step`.
+Both take flat batches, `[B, ...]`, and trace the same `environment_step`.
 """
 
 import functools
@@ -14,11 +14,16 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from tamherd_jax.physics.planar.algebra import ROOT, Vector
-from tamherd_jax.physics.planar.constants import PlanarTree, flat_indices, select_literals, select_rows
+from tamherd_jax.physics.planar.arithmetic import Arithmetic, with_arithmetic
+from tamherd_jax.physics.planar.constants import PlanarTree, select_literals, select_rows
 from tamherd_jax.physics.planar.dynamics import SolverOptions, State, environment_step
 
-BLOCK = 32
-"""Lanes of a Pallas block: one warp, one lane a thread, so that a block stops when its own lanes have converged."""
+WARP = 32
+"""Threads of a block of the kernel: one warp, one thread a chain of an environment, so that a block stops when its own
+environments have converged. The same for every batch: sums keep their order, and results their bits."""
+
+TILE = 32
+"""Constants of a table that a block of the kernel reads with one load."""
 
 CHUNK = 2048
 """Lanes that the XLA form steps at a time on a CPU: 18 us of CPU time an environment step, where 8,192 at once took 26."""
@@ -93,83 +98,216 @@ def _join(vector: Vector) -> jax.Array:
 def pallas_step(
     table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions, interpret: bool = False
 ) -> Batch:
-    """One environment step of a batch, as one kernel of `BLOCK` lanes a block; arguments as of `xla_step`.
+    """One environment step of a batch, as one kernel of a warp a block; arguments as of `xla_step`.
 
-    The last block's surplus lanes repeat the batch's last one. Constants are read from the table where they are used: a
-    thread has not the registers to keep them.
+    A block loads its environments at once and stores them at once: compilation walks the kernel for every load and store. The
+    last block is padded with states of zeros, and rows by one element: an odd stride keeps Triton from giving a thread several
+    neighbours of a row. Products and sums are fused and divisions accurate (see `arithmetic.py`), but not where the kernel is
+    interpreted.
 
     Raises:
-      ValueError: for a number of chains that is not a power of two, which Triton's arrays must be.
+      ValueError: for a number of chains that is not a power of two up to `WARP`, which Triton's arrays must be.
     """
-    if table.chains & (table.chains - 1):
-        raise ValueError(f"the Pallas form needs a power of two of chains, not {table.chains}: use form='xla'")
-    lanes, dofs = state[0].shape
-    dtype = state[0].dtype
-    arguments = [body.astype(jnp.int32), *(x.reshape(-1) for x in state), control.astype(dtype).reshape(-1)]
-    if is_literal(table):
-        read = functools.partial(_write_table, table, dtype)
-    else:
-        packed, shapes, treedef = _pack(table, dtype)
-        read = functools.partial(_read_table, shapes, treedef, table.rows)
-        arguments = [packed, *arguments]
-    kernel = functools.partial(_kernel, read, table.chains, table.levels, table.rows, lanes, options)
+    chains, levels = table.chains, table.levels
+    if not kernel_can(table):
+        raise ValueError(f"the Pallas form needs a power of two of chains, not {chains}: use form='xla'")
+    size, dtype = body.shape[0], state[0].dtype
+    block = WARP // chains
+    rows = _pack_batch(table, body, state, control, -size % block + 1)
+    tables, read = _constants(table, dtype)
+    out_rows = _power_of_two(3 * (ROOT + levels))
     out = pl.pallas_call(
-        kernel,
-        grid=(pl.cdiv(lanes, BLOCK),),
-        out_shape=[jax.ShapeDtypeStruct((lanes * dofs,), dtype)] * 3,
+        functools.partial(_kernel, read, levels, options, None if interpret else _GPU_ARITHMETIC),
+        grid=(rows.shape[-1] // block,),
+        in_specs=[*map(_whole, tables), _block_of(rows.shape[0], chains, block)],
+        out_specs=_block_of(out_rows, chains, block),
+        out_shape=jax.ShapeDtypeStruct((out_rows, *rows.shape[1:]), dtype),
         interpret=interpret,
         name="planar_environment_step",
         **({} if interpret else _triton_parameters()),
-    )(*arguments)
-    return tuple(x.reshape(lanes, dofs) for x in out)
+    )(*tables, rows)
+    return tuple(_join(vector) for vector in _vectors(out[..., :size], levels))
 
 
-def _triton_parameters() -> dict:
-    from jax.experimental.pallas import triton
+def gpu_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
+    """`pallas_step` of trees that the kernel can step, `xla_step` of others."""
+    return (pallas_step if kernel_can(table) else xla_step)(table, body, state, control, options)
 
-    return {"compiler_params": triton.CompilerParams(num_warps=BLOCK // 32, num_stages=1)}
+
+def kernel_can(table: PlanarTree) -> bool:
+    """Whether the Pallas form steps such trees: Triton's arrays have sizes that are powers of two."""
+    return table.chains <= WARP and _power_of_two(table.chains) == table.chains
 
 
-def _pack(table: PlanarTree, dtype: jnp.dtype) -> tuple[jax.Array, tuple, jax.tree_util.PyTreeDef]:
-    """The table as one array `[K N]` (a constant's rows are neighbours), and the lane shape of each field."""
+def _power_of_two(n: int) -> int:
+    """The least power of two that is not less than `n`."""
+    return 1 << (n - 1).bit_length()
+
+
+def _whole(array: jax.Array) -> pl.BlockSpec:
+    """The whole of a flat array, for every block."""
+    return pl.BlockSpec(array.shape, lambda i: (0,))
+
+
+def _block_of(rows: int, chains: int, block: int) -> pl.BlockSpec:
+    """All rows `[rows, C, block]` of a block's environments."""
+    return pl.BlockSpec((rows, chains, block), lambda i: (0, 0, i))
+
+
+def _pack_batch(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, extra: int) -> jax.Array:
+    """Everything that a step reads, `[rows, C, B + extra]`: joint-space vectors, controls and the body, a row a level.
+
+    A root row, or the body, is the same in all chains; rows of zeros make their number a power of two.
+    """
+    chains, levels, dtype = table.chains, table.levels, state[0].dtype
+    vectors = [_split(x.T, chains, levels) for x in state]
+    rows = [row for vector in (*vectors, _split(control.astype(dtype).T, chains, levels, root=0)) for row in vector]
+    rows.append(jnp.clip(body, 0, table.rows - 1).astype(dtype)[None])
+    full = jnp.stack([jnp.broadcast_to(row, (chains, body.shape[0])) for row in rows])
+    return jnp.pad(full, ((0, _power_of_two(len(rows)) - len(rows)), (0, 0), (0, extra)))
+
+
+def _vectors(rows: Sequence[jax.Array] | jax.Array, levels: int) -> list[Vector]:
+    """Three joint-space vectors from their rows `[C, B]`."""
+    size = ROOT + levels
+    starts = range(0, 3 * size, size)
+    return [(*(rows[at + i][:1] for i in range(ROOT)), *(rows[at + i] for i in range(ROOT, size))) for at in starts]
+
+
+def _constants(table: PlanarTree, dtype: jnp.dtype) -> tuple[tuple[jax.Array, ...], Callable[..., PlanarTree]]:
+    """What the kernel reads of a table (nothing where it is compiled in), and what reads a block's constants from it."""
+    if is_literal(table):
+        return (), functools.partial(_write_table, table, dtype)
+    packed, read = _pack_table(table, dtype)
+    return (packed,), read
+
+
+def _pack_table(table: PlanarTree, dtype: jnp.dtype) -> tuple[jax.Array, Callable[..., PlanarTree]]:
+    """The table as one array `[tiles * TILE * C * N]`, and what reads the constants of a block's environments from it.
+
+    A constant has a number a chain and body: those of the torso and of the whole tree repeat theirs for every chain, and what
+    has contact points is a constant a point.
+    """
     leaves, treedef = jax.tree.flatten(table)
-    values = [jnp.asarray(leaf, dtype).reshape(table.rows, -1).T.reshape(-1) for leaf in leaves]
-    shapes = tuple(np.shape(leaf)[1:] or (1,) for leaf in leaves)
-    return jnp.concatenate(values), shapes, treedef
+    shapes = tuple((1, 1, *np.shape(leaf)[1:], *(() if np.ndim(leaf) > 1 else (1,)))[-2:] for leaf in leaves)
+    full = [
+        jnp.broadcast_to(jnp.asarray(leaf, dtype).reshape(-1, *shape), (table.rows, shape[0], table.chains))
+        for leaf, shape in zip(leaves, shapes, strict=True)
+    ]
+    constants = jnp.concatenate(full, axis=1).transpose(1, 2, 0)
+    padded = jnp.pad(constants, ((0, -constants.shape[0] % TILE), (0, 0), (0, 0)))
+    pointed = tuple(np.ndim(leaf) == 3 for leaf in leaves)
+    return padded.reshape(-1), functools.partial(_read_table, tuple(zip(shapes, pointed, strict=True)), treedef, table)
 
 
 def _write_table(table: PlanarTree, dtype: jnp.dtype, table_refs: Sequence, body: jax.Array) -> PlanarTree:
-    """The lanes' constants as literals; there is no table to read."""
+    """The environments' constants as literals; there is no table to read."""
     del table_refs
     return select_literals(table, body, dtype)
 
 
-def _read_table(shapes: tuple, treedef: Any, rows: int, table_refs: Sequence, body: jax.Array) -> PlanarTree:
-    """The lanes' constants, read from the packed table."""
-    leaves, first = [], 0
-    for shape in shapes:
-        where = rows * (first + flat_indices(shape)) + body.reshape((1,) * len(shape) + body.shape)
-        leaves.append(table_refs[0][where])
-        first += int(np.prod(shape))
+def _read_table(
+    shapes: Sequence[tuple[tuple[int, int], bool]],
+    treedef: jax.tree_util.PyTreeDef,
+    table: PlanarTree,
+    table_refs: Sequence,
+    body: jax.Array,
+) -> PlanarTree:
+    """The environments' constants, `TILE` a load: fields `[1, B]`, `[C, B]` and, where they have points, `[P, C, B]`."""
+    chains, bodies, count = table.chains, table.rows, sum(shape[0] for shape, _ in shapes)
+    row, chain = (jax.lax.broadcasted_iota(jnp.int32, (TILE, chains, body.shape[0]), axis) for axis in (0, 1))
+    place = (row * chains + chain) * bodies + body[None, None]
+    tiles = [table_refs[0][place + first * chains * bodies] for first in range(0, count, TILE)]
+    leaves, at = [], 0
+    for (points, own), pointed in shapes:
+        rows = [_row(tiles[i // TILE], i % TILE) for i in range(at, at + points)]
+        rows = [_one(value) for value in rows] if own == 1 else rows
+        leaves.append(_with_points(rows) if pointed else rows[0])
+        at += points
     tree = jax.tree.unflatten(treedef, leaves)
     return replace(tree, frames=tree.frames.astype(jnp.int32))
 
 
-def _kernel(read: Callable, chains: int, levels: int, rows: int, lanes: int, options: SolverOptions, *refs) -> None:
-    """One block: reads its lanes, steps them, writes them."""
-    *table_refs, body_ref, q_ref, v_ref, guess_ref, control_ref = refs[:-3]
-    lane = jnp.minimum(pl.program_id(0) * BLOCK + jax.lax.iota(jnp.int32, BLOCK), lanes - 1)
-    body = jnp.minimum(jnp.maximum(body_ref[lane], 0), rows - 1)
-    hinges = levels * flat_indices((chains,))
+def _kernel(read: Callable, levels: int, options: SolverOptions, arithmetic: Arithmetic | None, *refs) -> None:
+    """One block: reads its environments, steps them, writes them."""
+    *table_refs, in_ref, out_ref = refs
+    tile = in_ref[...]
+    size = ROOT + levels
+    rows = [_row(tile, i) for i in range(3 * size + levels + 1)]
+    state = State(*(_with_one_root(rows[i * size : (i + 1) * size]) for i in range(3)))
+    body = _one(rows[-1])[0].astype(jnp.int32)
+    constants = functools.partial(read, table_refs, body)
 
-    def places(root: int) -> list[jax.Array]:
-        """Flat addresses of a joint-space vector's elements, in an array `[lanes, root + C L]`."""
-        base = (root + chains * levels) * lane[None, :]
-        return [base + i for i in range(root)] + [base + (root + level) + hinges for level in range(levels)]
+    def step(state: State, control: Vector) -> State:
+        return environment_step(constants, state, control, options)
 
-    state = State(*(tuple(ref[place] for place in places(ROOT)) for ref in (q_ref, v_ref, guess_ref)))
-    control = tuple(control_ref[place] for place in places(0))
-    end = environment_step(functools.partial(read, table_refs, body), state, control, options)
-    for ref, vector in zip(refs[-3:], end, strict=True):
-        for place, value in zip(places(ROOT), vector, strict=True):
-            ref[place] = value
+    end = (step if arithmetic is None else with_arithmetic(step, arithmetic))(state, tuple(rows[3 * size : -1]))
+    out = jnp.zeros(out_ref.shape, out_ref.dtype)
+    row = jax.lax.broadcasted_iota(jnp.int32, out.shape, 0)
+    for i, value in enumerate(value for vector in end for value in vector):
+        out = jnp.where(row == i, jnp.broadcast_to(value, out.shape[1:])[None], out)
+    out_ref[...] = out
+
+
+def _row(tile: jax.Array, i: int) -> jax.Array:
+    """`tile[i]` of `[rows, C, B]`, by a sum that a compiler folds away: x + -0.0 is x."""
+    row = jax.lax.broadcasted_iota(jnp.int32, tile.shape, 0)
+    return jnp.sum(jnp.where(row == i, tile, jnp.asarray(-0.0, tile.dtype)), axis=0)
+
+
+def _one(value: jax.Array) -> jax.Array:
+    """The first row `[1, B]` of `[C, B]`."""
+    chain = jax.lax.broadcasted_iota(jnp.int32, value.shape, 0)
+    return jnp.sum(jnp.where(chain == 0, value, jnp.asarray(-0.0, value.dtype)), axis=0, keepdims=True)
+
+
+def _with_one_root(rows: Sequence[jax.Array]) -> Vector:
+    """A joint-space vector from rows `[C, B]`."""
+    return (*(_one(row) for row in rows[:ROOT]), *rows[ROOT:])
+
+
+def _with_points(rows: Sequence[jax.Array]) -> jax.Array:
+    """`[P, C, B]` from a `[C, B]` a point."""
+    shape = (len(rows), *rows[0].shape)
+    point = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    out = jnp.broadcast_to(rows[0][None], shape)
+    for i, row in enumerate(rows[1:], start=1):
+        out = jnp.where(point == i, row[None], out)
+    return out
+
+
+def _triton_parameters() -> dict[str, Any]:
+    from jax.experimental.pallas import triton
+
+    return {"compiler_params": triton.CompilerParams(num_warps=1, num_stages=1)}
+
+
+_PTX_DIVIDE = """{
+    .reg .f32 r, e, q;
+    rcp.approx.f32 r, $2;
+    neg.f32 e, $2;
+    fma.rn.f32 q, e, r, 0f3F800000;
+    fma.rn.f32 r, r, q, r;
+    mul.rn.f32 q, $1, r;
+    fma.rn.f32 e, e, q, $1;
+    fma.rn.f32 $0, e, r, q;
+}"""
+"""`a / b` of normal float32 numbers, correctly rounded but for rare last bits: a Newton step each for 1 / b and for a / b."""
+
+_PTX = {
+    "float32": ("f", "fma.rn.f32 $0, $1, $2, $3;", _PTX_DIVIDE),
+    "float64": ("d", "fma.rn.f64 $0, $1, $2, $3;", "div.rn.f64 $0, $1, $2;"),
+}
+
+
+def _ptx(which: int, *operands: jax.Array) -> jax.Array:
+    """An operation of `_PTX` on arrays of one shape and dtype."""
+    from jax.experimental.pallas import triton
+
+    letter, operation = _PTX[operands[0].dtype.name][0], _PTX[operands[0].dtype.name][which]
+    kinds = ",".join([f"={letter}", *(letter for _ in operands)])
+    result = jax.ShapeDtypeStruct(operands[0].shape, operands[0].dtype)
+    return triton.elementwise_inline_asm(operation, args=operands, constraints=kinds, pack=1, result_shape_dtypes=[result])[0]
+
+
+_GPU_ARITHMETIC = Arithmetic(functools.partial(_ptx, 1), functools.partial(_ptx, 2))
