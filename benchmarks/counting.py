@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.extend import core
 
@@ -85,6 +86,9 @@ def _of_equation(equation: Any) -> Count:
         return Count(once.operations, False)
     if name == "cond":
         return max(count_operations(branch.jaxpr) for branch in params["branches"])
+    if name == "planar_step":  # its default form
+        default = jax.make_jaxpr(params["default"])
+        return count_operations(default(*jax.tree.unflatten(params["structure"], [v.aval for v in equation.invars])).jaxpr)
     if name == "pallas_call":
         return count_operations(_open(params["jaxpr"])).times(math.prod(params["grid_mapping"].grid))
     if name in _CALLS_OUT:

@@ -224,15 +224,6 @@ class TestForms:
         for x, y in zip(step(as_data), wanted, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize("literal", [True, False])
-    def test_the_kernel_lowers_for_nvidia(self, literal):
-        table = body_table(BODIES) if literal else jax.tree.map(jnp.asarray, body_table(BODIES))
-        with jax.enable_x64(False):
-            lanes, state, control = jnp.zeros(100, int), (jnp.zeros((100, 9)),) * 3, jnp.zeros((100, 6))
-            step = jax.jit(lambda data, state: planar_step(table if literal else data, lanes, state, control))
-            lowered = step.trace(None if literal else table, state).lower(lowering_platforms=("cuda",))
-        assert "triton" in lowered.as_text()
-
     def test_perturbed_masses_are_data(self, exact_step, suite):
         """A row of the table with a heavier torso is MuJoCo's model with a heavier torso, in the same program."""
         states = parity.States(*(x[:40] for x in suite["cheetah"][0]))

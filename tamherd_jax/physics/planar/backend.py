@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,10 @@ from tamherd_jax.physics.base import PhysicsState
 from tamherd_jax.physics.bodies import DEFAULT_BODIES, frame_skips, load_models
 from tamherd_jax.physics.planar.constants import PlanarTree, read_tree, stack_trees
 from tamherd_jax.physics.planar.dynamics import SolverOptions
-from tamherd_jax.physics.planar.kernel import Batch, chunked_step, is_literal, pallas_step, xla_step
+from tamherd_jax.physics.planar.kernel import Batch, chunked_step, gpu_step, is_literal, pallas_step, xla_step
 from tamherd_jax.physics.planar.literal import LiteralTable
 from tamherd_jax.physics.planar.native import native_step, report_fallback
+from tamherd_jax.physics.planar.platforms import Step, step_by_platform
 
 FORMS = ("auto", "native", "xla", "pallas", "pallas-interpret")
 
@@ -73,10 +74,11 @@ def planar_step(
 @functools.lru_cache(maxsize=64)
 def _batchable(options: SolverOptions, form: str, literal: LiteralTable | None):
     """The flat step with a batching rule that folds a new axis into the lanes; a literal table is not an argument."""
+    flat_step = _steps(options, form, literal)
 
     @custom_batching.custom_vmap
     def step(table, body, state, control):
-        return _run(literal.table if literal else table, body, state, control, options, form)
+        return flat_step(table, body, state, control)
 
     @step.def_vmap
     def fold(size, batched, table, body, state, control):
@@ -111,28 +113,30 @@ def _known_form(form: str) -> str:
     return named
 
 
-def _form_on_cpu(dtype: jnp.dtype) -> str:
-    """Return what `"auto"` means where JAX has CPUs only; says once why it is not the native form."""
-    if dtype != jnp.float32:
-        return "xla"
+def _cpu_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
+    """What `"auto"` means on a CPU: the native form in float32; says once why it is not the native form."""
     reason = simd.availability()
     if reason:
         report_fallback(reason)
-    return "xla" if reason else "native"
+    step = chunked_step if reason or state[0].dtype != jnp.float32 else native_step
+    return step(table, body, state, control, options)
 
 
-def _run(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions, form: str) -> Batch:
-    """The chosen form on a flat batch."""
-    if form == "auto" and jax.default_backend() == "cpu":
-        form = _form_on_cpu(state[0].dtype)
+def _steps(options: SolverOptions, form: str, literal: LiteralTable | None) -> Step:
+    """The chosen form of a flat batch's step; a literal table takes the place of its argument."""
+
+    def of(step: Callable[..., Batch], **how: Any) -> Step:
+        return lambda table, *batch: step(literal.table if literal else table, *batch, options, **how)
+
+    if form == "pallas-interpret":
+        return of(pallas_step, interpret=True)
     if form == "native":
-        return native_step(table, body, state, control, options)
-    kernel, chunked, plain = (functools.partial(step, table, options=options) for step in (pallas_step, chunked_step, xla_step))
-    if form == "auto" and not table.chains & (table.chains - 1):
-        return jax.lax.platform_dependent(body, state, control, cuda=kernel, cpu=chunked, default=plain)
-    if form in ("auto", "xla"):
-        return jax.lax.platform_dependent(body, state, control, cpu=chunked, default=plain)
-    return pallas_step(table, body, state, control, options, interpret=form == "pallas-interpret")
+        return of(native_step)
+    if form == "pallas":
+        return step_by_platform({}, of(pallas_step))
+    if form == "xla":
+        return step_by_platform({"cpu": of(chunked_step)}, of(xla_step))
+    return step_by_platform({"cpu": of(_cpu_step), "cuda": of(gpu_step)}, of(xla_step))
 
 
 class PlanarPhysics:
