@@ -15,6 +15,7 @@ python -m benchmarks list                                                the ben
 python -m benchmarks table FILE.json [NAME ...] [--into README.md]       a run as Markdown; into a file, between marks
 python -m benchmarks compare A.json B.json [--floor 0.05]                B against A; exit status 1 on a regression
 python -m benchmarks plot FILE.json [--out FILE.png]                     cost against size
+python -m benchmarks ahead_of_time [NAME ...] [--out FILE]               compile for an H100 and a TPU that are not there
 """
 
 
@@ -29,7 +30,13 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 where `compare` finds a regression, 2 with one line for a mistake."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"list": show_list, "table": show_table, "compare": show_comparison, "plot": show_plot}
+    commands = {
+        "list": show_list,
+        "table": show_table,
+        "compare": show_comparison,
+        "plot": show_plot,
+        "ahead_of_time": compile_ahead_of_time,
+    }
     try:
         if given[:1] and given[0] in commands:
             return commands[given[0]](given[1:])
@@ -154,6 +161,13 @@ def show_plot(arguments: Sequence[str]) -> int:
     plot(read_document(options.file), out)
     print(out)
     return 0
+
+
+def compile_ahead_of_time(arguments: Sequence[str]) -> int:
+    """Compile the accelerator's programs without one; 1 if one of them fails."""
+    from benchmarks.ahead_of_time import main
+
+    return main(arguments, parser("ahead_of_time"))
 
 
 def wide_console(console: Any) -> Any:
