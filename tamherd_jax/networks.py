@@ -10,7 +10,6 @@ Initializer = Callable[..., jax.Array]
 
 MIN_LOG_STD = float(jnp.log(1e-6))
 TANH_LOG_STD_RANGE = (-20.0, 2.0)
-MIN_FACTOR_VARIANCE = 1e-7
 
 
 class MLP(nn.Module):
@@ -22,6 +21,7 @@ class MLP(nn.Module):
       kernel_init: initialiser of the weights.
       bias_init: initialiser of the biases.
       last_init: initialiser of the last layer's weights and biases, where it differs.
+      layer_norm: whether a layer normalisation stands before every activation.
     """
 
     sizes: Sequence[int]
@@ -29,6 +29,7 @@ class MLP(nn.Module):
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     bias_init: Initializer = nn.initializers.zeros
     last_init: Initializer | None = None
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,6 +39,7 @@ class MLP(nn.Module):
             inits = (self.last_init, self.last_init) if last and self.last_init else (self.kernel_init, self.bias_init)
             x = nn.Dense(size, kernel_init=inits[0], bias_init=inits[1], name=f"layer_{i}")(x)
             if not last:
+                x = nn.LayerNorm(name=f"norm_{i}")(x) if self.layer_norm else x
                 x = self.activation(x)
         return x
 
@@ -87,7 +89,7 @@ class ContextEncoder(nn.Module):
       latent_size: Z.
       hidden_sizes: widths of the relu layers.
 
-    Source: oyster `rlkit/torch/sac/agent.py` (variance `softplus`, at least 1e-7); spec 2.1.
+    Source: oyster `rlkit/torch/sac/agent.py`, whose floor under the variance is `product_of_gaussians`' here.
     """
 
     latent_size: int
@@ -98,22 +100,27 @@ class ContextEncoder(nn.Module):
         """Mean and variance, each `[..., Z]`, for `[..., O]`, `[..., A]` and `[...]`."""
         x = jnp.concatenate([obs, action, reward[..., None]], axis=-1)
         mean, raw = jnp.split(_relu_mlp((*self.hidden_sizes, 2 * self.latent_size))(x), 2, axis=-1)
-        return mean, jnp.maximum(nn.softplus(raw), MIN_FACTOR_VARIANCE)
+        return mean, nn.softplus(raw)
 
 
 class LatentCritic(nn.Module):
-    """Scalar function of observation, latent and, for Q, action: `Q(s, a, z)` or `V(s, z)`.
+    """Function of observation, latent and, for Q, action: `Q(s, a, z)` or `V(s, z)`, or what a value is read from.
 
     Attributes:
       hidden_sizes: widths of the relu layers.
+      outputs: F, of the outputs.
+      layer_norm: whether hidden layers are normalised.
     """
 
     hidden_sizes: Sequence[int] = (300, 300, 300)
+    outputs: int = 1
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, *inputs: jax.Array) -> jax.Array:
-        """Values `[...]` for inputs `[..., F_i]`, concatenated in the order given."""
-        return _relu_mlp((*self.hidden_sizes, 1))(jnp.concatenate(inputs, axis=-1))[..., 0]
+        """Outputs `[..., F]` for inputs `[..., F_i]`, concatenated in the order given."""
+        x = jnp.concatenate(inputs, axis=-1)
+        return _relu_mlp((*self.hidden_sizes, self.outputs), layer_norm=self.layer_norm)(x)
 
 
 class TanhGaussianPolicy(nn.Module):
@@ -136,7 +143,7 @@ class TanhGaussianPolicy(nn.Module):
         return mean, jnp.clip(log_std, *TANH_LOG_STD_RANGE)
 
 
-def _relu_mlp(sizes: Sequence[int], last_bound: float = 3e-3) -> MLP:
+def _relu_mlp(sizes: Sequence[int], last_bound: float = 3e-3, layer_norm: bool = False) -> MLP:
     """PEARL's perceptron: hidden weights within `1 / sqrt(outputs)`, hidden biases 0.1, the last layer within `last_bound`."""
     return MLP(
         sizes,
@@ -144,6 +151,7 @@ def _relu_mlp(sizes: Sequence[int], last_bound: float = 3e-3) -> MLP:
         kernel_init=nn.initializers.variance_scaling(1.0 / 3.0, "fan_out", "uniform"),
         bias_init=nn.initializers.constant(0.1),
         last_init=_symmetric_uniform(last_bound),
+        layer_norm=layer_norm,
         name="mlp",
     )
 

@@ -140,7 +140,7 @@ class Reference:
         self.config = config
         self.nets = {name: layers_of(getattr(params, name)) for name in ("encoder", "value", "actor")}
         self.nets |= {f"q{i}": layers_of(pick(params.critic["params"]["mlp"], i)) for i in range(2)}
-        self.target = layers_of(state.target_value)
+        self.target = layers_of(state.target)
         self.adam = {name: Adam(config.learning_rate) for name in self.nets}
 
     def gradients_of_critic_and_encoder(self, batch):

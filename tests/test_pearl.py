@@ -68,8 +68,8 @@ def small_state(sac):
     keys = iter(jax.random.split(jax.random.key(3), 100))
     state = jax.jit(sac.init)(jax.random.key(0))
     moved = jax.tree.map(lambda x: x.astype(float) + 0.3 * jax.random.normal(next(keys), x.shape, float), state.params)
-    target = jax.tree.map(lambda x: x.astype(float) + 0.3 * jax.random.normal(next(keys), x.shape, float), state.target_value)
-    return dataclasses.replace(state, params=moved, target_value=target, optimizers=to_double(state.optimizers))
+    target = jax.tree.map(lambda x: x.astype(float) + 0.3 * jax.random.normal(next(keys), x.shape, float), state.target)
+    return dataclasses.replace(state, params=moved, target=target, optimizers=to_double(state.optimizers))
 
 
 def to_double(tree):
@@ -156,7 +156,7 @@ def test_objectives_equal_numpy(sac):
     ref, data, p = reference.Reference(state, SMALL), as_numpy(batch), state.params
     n = ref.nets
     qs = (n["q0"], n["q1"])
-    got, (z, info) = jax.jit(sac.critic_objective)(p.encoder, p.critic, state.target_value, batch)
+    got, (z, info) = jax.jit(sac.critic_objective)(p.encoder, p.critic, state.target, p.actor, batch)
     expected_z, kl = reference.latents(n["encoder"], data)
     np.testing.assert_allclose(z[:, 0], expected_z, rtol=1e-10)
     np.testing.assert_allclose(info["kl"] * TASKS, kl, rtol=1e-10)
@@ -175,7 +175,7 @@ def test_gradients_of_encoder_and_critic_equal_numpy(sac):
     state, batch = small_state(sac), random_batch(1)
     expected = reference.Reference(state, SMALL).gradients_of_critic_and_encoder(as_numpy(batch))
     grad = jax.jit(jax.grad(sac.critic_objective, argnums=(0, 1), has_aux=True))
-    (encoder, critic), _ = grad(state.params.encoder, state.params.critic, state.target_value, batch)
+    (encoder, critic), _ = grad(state.params.encoder, state.params.critic, state.target, state.params.actor, batch)
     np.testing.assert_allclose(vector(encoder), expected["encoder"], rtol=1e-8, atol=1e-13)
     for i in range(2):
         np.testing.assert_allclose(vector(critic, i), expected[f"q{i}"], rtol=1e-8, atol=1e-13)
@@ -198,7 +198,7 @@ def test_full_updates_equal_numpy(sac):
         np.testing.assert_allclose(
             vector(state.params.critic, i), reference.flatten(ref.nets[f"q{i}"]), rtol=1e-7, atol=1e-10, err_msg=f"q{i}"
         )
-    np.testing.assert_allclose(vector(state.target_value), reference.flatten(ref.target), rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(vector(state.target), reference.flatten(ref.target), rtol=1e-7, atol=1e-10)
 
 
 def test_who_is_trained_by_whom(sac):
@@ -224,7 +224,7 @@ def perturbed(state, name):
         return jax.tree.map(lambda x: x * 1.1, tree)
 
     if name == "target":
-        return dataclasses.replace(state, target_value=move(state.target_value))
+        return dataclasses.replace(state, target=move(state.target))
     return dataclasses.replace(state, params=dataclasses.replace(state.params, **{name: move(getattr(state.params, name))}))
 
 
@@ -232,7 +232,7 @@ def test_latent_is_a_constant_to_policy_and_value(sac):
     state, batch = small_state(sac), random_batch(3)
 
     def through(encoder, which):
-        _, (z, _) = sac.critic_objective(encoder, state.params.critic, state.target_value, batch)
+        _, (z, _) = sac.critic_objective(encoder, state.params.critic, state.target, state.params.actor, batch)
         loss, (min_q, log_prob, _) = sac.actor_objective(state.params.actor, state.params.critic, z, batch)
         return loss if which == "actor" else sac.value_objective(state.params.value, min_q, log_prob, z, batch)
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from tamherd_jax.validation import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat, check_fields, traceable
 
+
+@traceable
 @dataclasses.dataclass(frozen=True)
 class PEARLConfig:
-    """Settings of PEARL; the defaults are the paper's Table 4 as spec 2.3 reads it, the rest is oyster's.
+    """Settings of PEARL; the defaults are the paper's Table 4, and what it leaves out is oyster's.
+
+    A configuration is a pytree whose leaves are its floats, so that one program trains many settings:
+
+        settings = jax.tree.map(lambda *leaves: jnp.array(leaves), *configs)  # configs alike in all that is no leaf
+        jax.vmap(lambda c, key: PEARL(env, draws, tasks, c).init(key))(settings, keys)
 
     Attributes:
       horizon: T, steps of an episode.
@@ -17,9 +25,22 @@ class PEARLConfig:
       encoder_sizes: hidden layers of the context encoder.
       hidden_sizes: hidden layers of Q, V and the policy.
       learning_rate: of every network's Adam.
-      target_rate: tau, `V_target <- (1 - tau) V_target + tau V` after each gradient step.
+      target_rate: tau, `target <- (1 - tau) target + tau network` after each gradient step.
       kl_weight: of the information bottleneck.
-      reward_scale: of rewards in the Q targets, in place of a temperature; contexts carry the reward itself.
+      reward_scale: of rewards in the Q targets; contexts carry the reward itself.
+      reward_unit: what rewards in the Q targets are divided by before they are scaled: `"one"`, or `"magnitude"`, the mean
+        absolute reward of all transitions in replay at the start of an epoch, so that one scale fits every task and stage of
+        training (Fujimoto et al. 2025, MR.Q).
+      temperature: weight of the policy's entropy, 1 in oyster, which scales rewards instead.
+      critic_norm: `"none"`, or `"layer"`, layer normalisation before every activation of Q and V, not of the policy (Hiraoka
+        et al. 2022, DroQ; Ball et al. 2023, RLPD).
+      critic_loss: `"squared"` error, or `"categorical"`, cross-entropy to the target smeared over `value_bins` values
+        within `value_limit` of 0 (Farebrother et al. 2024, HL-Gauss).
+      value_bins, value_limit: of the categorical loss.
+      bootstrap: what values the next state: `"value"`, a slow copy of V, or `"q"`, the smaller of slow copies of both Q at a
+        fresh action less its entropy term, without any V (Haarnoja et al. 2018, "SAC and applications").
+      squash: the correction of the policy's log density: `"exact"`, or `"clipped"` with oyster's 1e-6.
+      policy_delay: gradient steps of encoder and Q for each one of the policy (and V, and its copy); Fujimoto et al. 2018, TD3.
       mean_weight, log_std_weight, pre_tanh_weight: regularisers of the policy's mean (before the squashing), log standard
         deviation and sample (before the squashing).
       initial_steps: transitions of each task before the first epoch, acting on the prior.
@@ -36,26 +57,35 @@ class PEARLConfig:
       matmul_precision: of all networks: `"highest"` float32, `"tensorfloat32"`, `"bfloat16"` (JAX's names).
     """
 
-    horizon: int = 200
-    discount: float = 0.99
-    latent_size: int = 5
-    encoder_sizes: tuple[int, ...] = (200, 200, 200)
-    hidden_sizes: tuple[int, ...] = (300, 300, 300)
-    learning_rate: float = 3e-4
-    target_rate: float = 0.005
-    kl_weight: float = 0.1
-    reward_scale: float = 5.0
-    mean_weight: float = 1e-3
-    log_std_weight: float = 1e-3
-    pre_tanh_weight: float = 0.0
-    initial_steps: int = 2000
-    prior_steps: int = 1000
-    posterior_steps: int = 1000
-    gradient_steps: int = 2000
-    meta_batch_size: int = 4
-    batch_size: int = 256
-    context_size: int = 256
-    replay_capacity: int = 1_000_000
+    horizon: PositiveInt = 200
+    discount: UnitFloat = 0.99
+    latent_size: PositiveInt = 5
+    encoder_sizes: tuple[PositiveInt, ...] = (200, 200, 200)
+    hidden_sizes: tuple[PositiveInt, ...] = (300, 300, 300)
+    learning_rate: NonNegativeFloat = 3e-4
+    target_rate: UnitFloat = 0.005
+    kl_weight: NonNegativeFloat = 0.1
+    reward_scale: NonNegativeFloat = 5.0
+    reward_unit: Literal["one", "magnitude"] = "one"
+    temperature: NonNegativeFloat = 1.0
+    critic_norm: Literal["none", "layer"] = "none"
+    critic_loss: Literal["squared", "categorical"] = "squared"
+    value_bins: PositiveInt = 101
+    value_limit: PositiveFloat = 200.0
+    bootstrap: Literal["value", "q"] = "value"
+    squash: Literal["exact", "clipped"] = "clipped"
+    policy_delay: PositiveInt = 1
+    mean_weight: NonNegativeFloat = 1e-3
+    log_std_weight: NonNegativeFloat = 1e-3
+    pre_tanh_weight: NonNegativeFloat = 0.0
+    initial_steps: PositiveInt = 2000
+    prior_steps: PositiveInt = 1000
+    posterior_steps: PositiveInt = 1000
+    gradient_steps: PositiveInt = 2000
+    meta_batch_size: PositiveInt = 4
+    batch_size: PositiveInt = 256
+    context_size: PositiveInt = 256
+    replay_capacity: PositiveInt = 1_000_000
     deterministic_exploration: bool = True
     use_context: bool = True
     matmul_precision: Literal["highest", "tensorfloat32", "bfloat16"] = "highest"
@@ -66,14 +96,14 @@ class PEARLConfig:
         Raises:
           ValueError: naming the first field at fault.
         """
-        for name in ("horizon", "latent_size", "gradient_steps", "meta_batch_size", "batch_size", "context_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
+        check_fields(self)
         for name, episodes in (("initial_steps", 1), ("prior_steps", 1), ("posterior_steps", 2)):
             steps = getattr(self, name)
             if steps < episodes * self.horizon or steps % self.horizon:
                 rule = f"a multiple of the horizon {self.horizon}, at least {episodes} of it"
                 raise ValueError(f"{name.replace('_', ' ')} must be {rule}, not {steps}")
+        if self.gradient_steps % self.policy_delay:
+            raise ValueError(f"gradient steps must be a multiple of the policy delay {self.policy_delay}, not {self.gradient_steps}")
         if self.replay_capacity < self.encoder_capacity:
             raise ValueError(f"replay capacity must be at least {self.encoder_capacity}, not {self.replay_capacity}")
 

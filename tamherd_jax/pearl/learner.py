@@ -21,6 +21,7 @@ from tamherd_jax.types import Episodes, EpochMetrics, TaskEnv
 BELIEFS_PER_LANE = 8
 """Beliefs inferred ahead, each from its own context, for the episodes of a posterior lane; beyond, they come round again."""
 
+_MIN_REWARD_UNIT = 1e-6  # rewards may all be 0 at first
 _MEMORY_SHARE = 0.9  # of the device; the rest is for networks, optimisers and the gradient steps
 
 
@@ -48,7 +49,7 @@ class PEARLPolicy:
 
 
 class PEARL:
-    """Probabilistic embeddings for actor-critic meta-RL (Rakelly et al. 2019; oyster; spec 2).
+    """Probabilistic embeddings for actor-critic meta-RL (Rakelly et al. 2019; oyster).
 
     Beyond the `MetaLearner` protocol it has `prepare`, to be called once before the first epoch, `inherit` and `snapshot`.
 
@@ -310,19 +311,33 @@ class PEARL:
 
     def _improve(self, key: jax.Array, state: PEARLState, weights: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         """An epoch's gradient steps, and the mean of each loss over them."""
+        c = self.config
         weights = jnp.where(replay.filled(state.full) & replay.filled(state.encoder), weights, 0.0)
+        unit = self._reward_unit(state.full, weights)
 
-        def step(train, step_key):
-            return self._sac.step(train, self._batch(step_key, state, weights))
+        def step(train, keys):
+            for early in keys[:-1]:
+                train, _ = self._sac.step(train, self._batch(early, state, weights, unit), policy=False)
+            return self._sac.step(train, self._batch(keys[-1], state, weights, unit))
 
-        train, losses = jax.lax.scan(step, state.train, jax.random.split(key, self.config.gradient_steps))
+        keys = jax.random.split(key, c.gradient_steps).reshape(-1, c.policy_delay)
+        train, losses = jax.lax.scan(step, state.train, keys)
         return train, jax.tree.map(jnp.mean, losses)
 
-    def _batch(self, key: jax.Array, state: PEARLState, weights: jax.Array) -> Batch:
+    def _reward_unit(self, full: ReplayBuffer, weights: jax.Array) -> jax.Array | float:
+        """What rewards are divided by: 1, or the mean absolute reward of what the tasks of positive weight have in replay."""
+        if self.config.reward_unit == "one":
+            return 1.0
+        reward = full.experience.reward
+        held = (jnp.arange(reward.shape[1])[None] < full.size[:, None]) & (weights > 0)[:, None]
+        return jnp.sum(jnp.where(held, jnp.abs(reward), 0.0)) / jnp.maximum(jnp.sum(held), 1) + _MIN_REWARD_UNIT
+
+    def _batch(self, key: jax.Array, state: PEARLState, weights: jax.Array, reward_unit: jax.Array | float = 1.0) -> Batch:
         """A meta-batch of M tasks drawn with replacement in proportion to `weights` `[N]`."""
         c = self.config
         task_key, context_key, data_key, latent_key, action_key = jax.random.split(key, 5)
         index = jax.random.choice(task_key, self.tasks, (c.meta_batch_size,), p=weights)
+        actions = (c.meta_batch_size, c.batch_size, self.env.action_size)
 
         def draw(key, buffer, size):
             keys = jax.random.split(key, c.meta_batch_size)
@@ -332,7 +347,9 @@ class PEARL:
             context=draw(context_key, state.encoder, c.context_size),
             transitions=draw(data_key, state.full, c.batch_size),
             latent_noise=jax.random.normal(latent_key, (c.meta_batch_size, c.latent_size)),
-            action_noise=jax.random.normal(action_key, (c.meta_batch_size, c.batch_size, self.env.action_size)),
+            action_noise=jax.random.normal(action_key, actions),
+            next_noise=None if self._sac.has_value else jax.random.normal(jax.random.fold_in(action_key, 1), actions),
+            reward_unit=reward_unit,
         )
 
 

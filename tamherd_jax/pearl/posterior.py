@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+MIN_FACTOR_VARIANCE = 1e-7
+"""Of one transition's factor (oyster)."""
+
 
 def product_of_gaussians(mean: jax.Array, var: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Normalised product of n diagonal Gaussians: `1/v = sum_n 1/v_n`, `m = v sum_n m_n/v_n`.
+    """Normalised product of n diagonal Gaussians: `1/v = sum_n 1/v_n`, `m = v sum_n m_n/v_n`, with each `v_n` at least 1e-7.
 
     Args:
       mean: `[n, Z]` of the factors.
@@ -19,7 +22,7 @@ def product_of_gaussians(mean: jax.Array, var: jax.Array, valid: jax.Array | Non
 
     Source: oyster `rlkit/torch/sac/agent.py`; Rakelly et al. (2019), equation 4.
     """
-    precision = 1.0 / var
+    precision = 1.0 / jnp.maximum(var, MIN_FACTOR_VARIANCE)
     if valid is not None:
         precision = jnp.where(valid[:, None] > 0, precision, 0.0)
         mean = jnp.where(valid[:, None] > 0, mean, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,14 +12,24 @@ from flax import struct
 
 from tamherd_jax.networks import ContextEncoder, LatentCritic, TanhGaussianPolicy
 from tamherd_jax.pearl.config import PEARLConfig
-from tamherd_jax.pearl.losses import actor_loss, critic_loss, q_targets, squashed_log_prob, value_loss
+from tamherd_jax.pearl.losses import (
+    LOG_SLOPES,
+    actor_loss,
+    categorical_head,
+    critic_loss,
+    q_targets,
+    soft_value,
+    squared_head,
+    squashed_log_prob,
+    value_loss,
+)
 from tamherd_jax.pearl.posterior import kl_from_prior, latent_from_noise, product_of_gaussians
 from tamherd_jax.pearl.replay import Transition
 
 
 @struct.dataclass
 class Networks:
-    """Something for each network: parameters, or an optimiser's state. Critic leaves are `[2, ...]`, the two Q."""
+    """Something for each network: parameters, or an optimiser's state. Critic leaves are `[2, ...]`, the two Q; V may be None."""
 
     encoder: Any
     critic: Any
@@ -28,10 +39,10 @@ class Networks:
 
 @struct.dataclass
 class TrainState:
-    """What gradient steps carry on: parameters, the slowly following copy of V's, and an Adam state per network."""
+    """What gradient steps carry on: parameters, the slowly following copy of V's or Q's, and an Adam state per network."""
 
     params: Networks
-    target_value: Any
+    target: Any
     optimizers: Networks
 
 
@@ -44,16 +55,20 @@ class Batch:
       transitions: leaves `[M, B, ...]`, from the full buffer.
       latent_noise: `[M, Z]` standard normal.
       action_noise: `[M, B, A]` standard normal.
+      next_noise: `[M, B, A]` standard normal, of the actions in the next states; None where V values these.
+      reward_unit: `[]` what rewards are divided by.
     """
 
     context: Transition
     transitions: Transition
     latent_noise: jax.Array
     action_noise: jax.Array
+    next_noise: jax.Array | None = None
+    reward_unit: jax.Array | float = 1.0
 
 
 class ContextualSAC:
-    """Soft actor-critic conditioned on a latent that a context encoder infers (oyster `rlkit/torch/sac/sac.py`; spec 2.1).
+    """Soft actor-critic conditioned on a latent that a context encoder infers (oyster `rlkit/torch/sac/sac.py`).
 
     Args:
       observation_size: O.
@@ -63,23 +78,31 @@ class ContextualSAC:
 
     def __init__(self, observation_size: int, action_size: int, config: PEARLConfig):
         self._sizes, self.config = (observation_size, action_size, config.latent_size), config
+        heads = {"squared": squared_head, "categorical": lambda: categorical_head(config.value_bins, config.value_limit)}
+        self._head = heads[config.critic_loss]()
+        self._log_slope = LOG_SLOPES[config.squash]
         self._encoder: Any = ContextEncoder(config.latent_size, config.encoder_sizes)
-        self._scalar: Any = LatentCritic(config.hidden_sizes)
+        self._scalar: Any = LatentCritic(config.hidden_sizes, self._head.size, config.critic_norm == "layer")
         self._actor: Any = TanhGaussianPolicy(action_size, config.hidden_sizes)
         self._adam = optax.adam(config.learning_rate)
 
+    @property
+    def has_value(self) -> bool:
+        """Whether there is a V."""
+        return self.config.bootstrap == "value"
+
     def init(self, key: jax.Array) -> TrainState:
-        """Fresh parameters; the target starts equal to V."""
+        """Fresh parameters; the target starts equal to V or Q."""
         obs, action, latent = (jnp.zeros(size) for size in self._sizes)
         keys = jax.random.split(key, 4)
         params = Networks(
             encoder=self._encoder.init(keys[0], obs, action, jnp.zeros(())),
             critic=jax.vmap(lambda k: self._scalar.init(k, obs, action, latent))(jax.random.split(keys[1])),
-            value=self._scalar.init(keys[2], obs, latent),
+            value=self._scalar.init(keys[2], obs, latent) if self.has_value else None,
             actor=self._actor.init(keys[3], jnp.concatenate([obs, latent])),
         )
         optimizers = Networks(*(self._adam.init(getattr(params, name)) for name in ("encoder", "critic", "value", "actor")))
-        return TrainState(params, jax.tree.map(jnp.copy, params.value), optimizers)
+        return TrainState(params, jax.tree.map(jnp.copy, self._followed(params)), optimizers)
 
     def belief(self, encoder: Any, context: Transition, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Posterior mean and variance `[Z]` of one task's latent given transitions `[C, ...]` of which `valid` `[C]` count."""
@@ -99,9 +122,9 @@ class ContextualSAC:
 
     def q_values(self, critic: Any, obs: jax.Array, action: jax.Array, latent: jax.Array) -> jax.Array:
         """`[2, ...]` both Q at `[..., O]`, `[..., A]`, `[..., Z]`."""
-        return jax.vmap(self._scalar.apply, in_axes=(0, None, None, None))(critic, obs, action, latent)
+        return self._head.value(self._q_outputs(critic, obs, action, latent))
 
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(self, state: TrainState, batch: Batch, policy: bool = True) -> tuple[TrainState, dict[str, jax.Array]]:
         """One gradient step of every network.
 
         Encoder and Q follow the Q loss and the information bottleneck; V and the policy see the latent as a constant. The
@@ -110,32 +133,45 @@ class ContextualSAC:
         Args:
           state: of one learner.
           batch: its meta-batch.
+          policy: whether policy and V move too, or encoder and Q alone.
 
         Returns:
           The next state and the losses by name, `[]` each.
         """
         with jax.default_matmul_precision(self.config.matmul_precision):
-            return self._step(state, batch)
+            return self._step(state, batch, policy)
 
-    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _step(self, state: TrainState, batch: Batch, policy: bool) -> tuple[TrainState, dict[str, jax.Array]]:
         params, opt = state.params, state.optimizers
         q_gradient = jax.grad(self.critic_objective, argnums=(0, 1), has_aux=True)
-        (d_encoder, d_critic), (latent, q_info) = q_gradient(params.encoder, params.critic, state.target_value, batch)
+        (d_encoder, d_critic), (latent, info) = q_gradient(params.encoder, params.critic, state.target, params.actor, batch)
         encoder, opt_encoder = self._descend(params.encoder, d_encoder, opt.encoder)
         critic, opt_critic = self._descend(params.critic, d_critic, opt.critic)
-        d_actor, (min_q, log_prob, actor_info) = jax.grad(self.actor_objective, has_aux=True)(
-            params.actor, critic, latent, batch
-        )
-        v_info, d_value = jax.value_and_grad(self.value_objective)(params.value, min_q, log_prob, latent, batch)
-        value, opt_value = self._descend(params.value, d_value, opt.value)
-        actor, opt_actor = self._descend(params.actor, d_actor, opt.actor)
-        target = optax.incremental_update(value, state.target_value, self.config.target_rate)
-        state = TrainState(
-            Networks(encoder, critic, value, actor), target, Networks(opt_encoder, opt_critic, opt_value, opt_actor)
-        )
-        return state, {**q_info, **actor_info, "value_loss": v_info}
+        params = dataclasses.replace(params, encoder=encoder, critic=critic)
+        opt = dataclasses.replace(opt, encoder=opt_encoder, critic=opt_critic)
+        if policy:
+            params, opt, policy_info = self._step_policy(params, opt, latent, batch)
+            info |= policy_info
+        moved = policy or not self.has_value
+        followed = optax.incremental_update(self._followed(params), state.target, self.config.target_rate) if moved else state.target
+        return TrainState(params, followed, opt), info
 
-    def critic_objective(self, encoder: Any, critic: Any, target_value: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    def _step_policy(
+        self, params: Networks, opt: Networks, latent: jax.Array, batch: Batch
+    ) -> tuple[Networks, Networks, dict[str, jax.Array]]:
+        """The step of the policy, and of V where there is one."""
+        actor_gradient = jax.grad(self.actor_objective, has_aux=True)
+        d_actor, (min_q, log_prob, info) = actor_gradient(params.actor, params.critic, latent, batch)
+        actor, opt_actor = self._descend(params.actor, d_actor, opt.actor)
+        params, opt = dataclasses.replace(params, actor=actor), dataclasses.replace(opt, actor=opt_actor)
+        if not self.has_value:
+            return params, opt, info
+        loss, d_value = jax.value_and_grad(self.value_objective)(params.value, min_q, log_prob, latent, batch)
+        value, opt_value = self._descend(params.value, d_value, opt.value)
+        params, opt = dataclasses.replace(params, value=value), dataclasses.replace(opt, value=opt_value)
+        return params, opt, {**info, "value_loss": loss}
+
+    def critic_objective(self, encoder: Any, critic: Any, target: Any, actor: Any, batch: Batch) -> tuple[jax.Array, Any]:
         """`critic_loss + kl_weight sum_tasks KL(q(z | c) || N(0, I))`, differentiated in encoder and critic.
 
         Returns:
@@ -145,11 +181,11 @@ class ContextualSAC:
         mean, var = jax.vmap(self.belief, in_axes=(None, 0))(encoder, batch.context)
         latent = self._spread(self.latent(mean, var, batch.latent_noise), data)
         constant = jax.lax.stop_gradient(latent)
-        next_values = self._scalar.apply(target_value, data.next_obs, constant)
-        targets = q_targets(data.reward, data.terminated, next_values, c.discount, c.reward_scale)
-        q_values = self.q_values(critic, data.obs, data.action, latent)
-        loss, kl = critic_loss(q_values, targets), jnp.sum(kl_from_prior(mean, var))
-        info = {"critic_loss": loss, "kl": kl / mean.shape[0], "mean_q": jnp.mean(q_values)}
+        next_values = self._next_values(target, actor, constant, batch)
+        targets = q_targets(data.reward / batch.reward_unit, data.terminated, next_values, c.discount, c.reward_scale)
+        outputs = self._q_outputs(critic, data.obs, data.action, latent)
+        loss, kl = critic_loss(outputs, targets, self._head), jnp.sum(kl_from_prior(mean, var))
+        info = {"critic_loss": loss, "kl": kl / mean.shape[0], "mean_q": jnp.mean(self._head.value(outputs))}
         return loss + c.kl_weight * kl, (constant, info)
 
     def actor_objective(self, actor: Any, critic: Any, latent: jax.Array, batch: Batch) -> tuple[jax.Array, Any]:
@@ -159,17 +195,40 @@ class ContextualSAC:
           The objective `[]`, and (min Q and log probability `[M, B]`, losses by name).
         """
         obs, c = batch.transitions.obs, self.config
-        mean, log_std = self.gaussian(actor, jnp.concatenate([obs, latent], axis=-1))
-        pre_tanh = mean + jnp.exp(log_std) * batch.action_noise
-        log_prob = squashed_log_prob(pre_tanh, mean, log_std)
-        min_q = jnp.min(self.q_values(critic, obs, jnp.tanh(pre_tanh), latent), axis=0)
-        weights = (c.mean_weight, c.log_std_weight, c.pre_tanh_weight)
-        loss = actor_loss(log_prob, min_q, mean, log_std, pre_tanh, weights)
+        min_q, log_prob, gaussian = self._judged(actor, critic, obs, latent, batch.action_noise)
+        loss = actor_loss(log_prob, min_q, *gaussian, (c.mean_weight, c.log_std_weight, c.pre_tanh_weight), c.temperature)
         return loss, (min_q, log_prob, {"actor_loss": loss, "entropy": -jnp.mean(log_prob)})
 
     def value_objective(self, value: Any, min_q: jax.Array, log_prob: jax.Array, latent: jax.Array, batch: Batch) -> jax.Array:
         """`value_loss` `[]`, differentiated in V."""
-        return value_loss(self._scalar.apply(value, batch.transitions.obs, latent), min_q, log_prob)
+        outputs = self._scalar.apply(value, batch.transitions.obs, latent)
+        return value_loss(outputs, soft_value(min_q, log_prob, self.config.temperature), self._head)
+
+    def _judged(
+        self, actor: Any, critic: Any, obs: jax.Array, latent: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+        """Fresh actions: min Q and log probability `[...]`, and mean, log standard deviation and sample before the squashing."""
+        mean, log_std = self.gaussian(actor, jnp.concatenate([obs, latent], axis=-1))
+        pre_tanh = mean + jnp.exp(log_std) * noise
+        log_prob = squashed_log_prob(pre_tanh, mean, log_std, self._log_slope)
+        min_q = jnp.min(self.q_values(critic, obs, jnp.tanh(pre_tanh), latent), axis=0)
+        return min_q, log_prob, (mean, log_std, pre_tanh)
+
+    def _next_values(self, target: Any, actor: Any, latent: jax.Array, batch: Batch) -> jax.Array:
+        """`[M, B]` what the next states are worth to the target."""
+        obs = batch.transitions.next_obs
+        if self.has_value:
+            return self._head.value(self._scalar.apply(target, obs, latent))
+        min_q, log_prob, _ = self._judged(actor, target, obs, latent, batch.next_noise)
+        return soft_value(min_q, log_prob, self.config.temperature)
+
+    def _q_outputs(self, critic: Any, obs: jax.Array, action: jax.Array, latent: jax.Array) -> jax.Array:
+        """`[2, ..., F]` of both Q."""
+        return jax.vmap(self._scalar.apply, in_axes=(0, None, None, None))(critic, obs, action, latent)
+
+    def _followed(self, params: Networks) -> Any:
+        """The network that the target follows."""
+        return params.value if self.has_value else params.critic
 
     def _spread(self, latent: jax.Array, data: Transition) -> jax.Array:
         """`[M, Z]` to `[M, B, Z]`: every transition of a task shares its latent."""
