@@ -5,6 +5,7 @@ derivative to the last digits. `relu`, `min` and `clip` look at the real part.
 """
 
 import numpy as np
+from scipy import stats
 
 STEP = 1e-30
 LOG_2PI = np.log(2 * np.pi)
@@ -15,9 +16,11 @@ def relu(x):
 
 
 def layers_of(variables):
-    """Kernels and biases of a network, in order."""
+    """Kernel and bias of every layer of a network, in order, with scale and offset where a normalisation follows."""
     tree = variables["params"]["mlp"]
-    return [(np.asarray(tree[f"layer_{i}"]["kernel"]), np.asarray(tree[f"layer_{i}"]["bias"])) for i in range(len(tree))]
+    names = [("layer", "kernel"), ("layer", "bias"), ("norm", "scale"), ("norm", "bias")]
+    depth = sum(name.startswith("layer") for name in tree)
+    return [tuple(np.asarray(tree[f"{kind}_{i}"][n]) for kind, n in names if f"{kind}_{i}" in tree) for i in range(depth)]
 
 
 def flatten(layers):
@@ -26,16 +29,24 @@ def flatten(layers):
 
 def unflatten(vector, layers):
     out, start = [], 0
-    for kernel, bias in layers:
-        middle, stop = start + kernel.size, start + kernel.size + bias.size
-        out.append((vector[start:middle].reshape(kernel.shape), vector[middle:stop]))
-        start = stop
+    for layer in layers:
+        new = []
+        for array in layer:
+            new.append(vector[start : start + array.size].reshape(array.shape))
+            start += array.size
+        out.append(tuple(new))
     return out
 
 
+def normalised(x, scale, offset):
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    return scale * centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + 1e-6) + offset
+
+
 def mlp(layers, x):
-    for kernel, bias in layers[:-1]:
-        x = relu(x @ kernel + bias)
+    for kernel, bias, *norm in layers[:-1]:
+        x = x @ kernel + bias
+        x = relu(normalised(x, *norm) if norm else x)
     return x @ layers[-1][0] + layers[-1][1]
 
 
@@ -78,43 +89,76 @@ def flat_data(batch, z):
     return data, np.repeat(z, batch["transitions"]["reward"].shape[1], axis=0)
 
 
-def scalar(layers, *inputs):
-    return mlp(layers, np.concatenate(inputs, axis=1))[:, 0]
+def outputs(layers, *inputs):
+    return mlp(layers, np.concatenate(inputs, axis=1))
 
 
-def critic_objective(encoder, qs, target, batch, c):
+def value_of(out, c):
+    """The value that a critic's outputs stand for."""
+    if c.critic_loss == "squared":
+        return out[:, 0]
+    width = 2 * c.value_limit / c.value_bins
+    centres = -c.value_limit + width * (np.arange(c.value_bins) + 0.5)
+    weight = np.exp(out - np.max(out.real, axis=1, keepdims=True))
+    return (weight @ centres) / np.sum(weight, axis=1)
+
+
+def loss_of(out, target, c):
+    """Mean loss of a critic's outputs, bin by bin."""
+    if c.critic_loss == "squared":
+        return np.mean((out[:, 0] - target) ** 2)
+    width = 2 * c.value_limit / c.value_bins
+    edges = -c.value_limit + width * np.arange(c.value_bins + 1)
+    log_total, total = np.log(np.sum(np.exp(out), axis=1)), 0
+    for row, y in enumerate(np.clip(target, -c.value_limit, c.value_limit)):
+        mass = np.diff(stats.norm.cdf(edges, y, 0.75 * width))
+        total = total - np.sum(mass / mass.sum() * (out[row] - log_total[row]))
+    return total / len(target)
+
+
+def critic_objective(encoder, qs, target, actor, batch, c):
     z, kl = latents(encoder, batch)
     data, z = flat_data(batch, z)
-    next_value = scalar(target, data["next_obs"], z.real)
-    y = c.reward_scale * data["reward"] + (1 - data["terminated"]) * c.discount * next_value
-    loss = sum(np.mean((scalar(q, data["obs"], data["action"], z) - y) ** 2) for q in qs)
+    if c.bootstrap == "value":
+        next_value = value_of(outputs(target, data["next_obs"], z.real), c)
+    else:
+        min_q, log_prob, *_ = fresh(actor, target, data["next_obs"], z.real, batch["next_noise"], c)
+        next_value = min_q - c.temperature * log_prob
+    reward = c.reward_scale * data["reward"] / batch["reward_unit"]
+    y = (reward + (1 - data["terminated"]) * c.discount * next_value).real
+    loss = sum(loss_of(outputs(q, data["obs"], data["action"], z), y, c) for q in qs)
     return loss + c.kl_weight * kl
 
 
-def act(actor, qs, z, batch):
-    """Fresh actions of the policy and what its losses need of them."""
-    data, z = flat_data(batch, z)
-    out = mlp(actor, np.concatenate([data["obs"], z], axis=1))
+def fresh(actor, qs, obs, z, noise, c):
+    """Fresh actions of the policy and what is made of them."""
+    out = mlp(actor, np.concatenate([obs, z], axis=1))
     size = out.shape[1] // 2
     mean, log_std = out[:, :size], out[:, size:]
     assert np.all(np.abs(log_std.real) < 2)  # within the clip
-    noise = batch["action_noise"].reshape(mean.shape)
+    noise = noise.reshape(mean.shape)
     u = mean + np.exp(log_std) * noise
     log_normal = -0.5 * np.sum(noise**2 + 2 * log_std + LOG_2PI, axis=1)
-    log_prob = log_normal - np.sum(np.log(1 - np.tanh(u) ** 2 + 1e-6), axis=1)
-    q = [scalar(layers, data["obs"], np.tanh(u), z) for layers in qs]
-    return np.where(q[0].real < q[1].real, q[0], q[1]), log_prob, mean, log_std, u
+    slope = 1 - np.tanh(u) ** 2 + (1e-6 if c.squash == "clipped" else 0)
+    q = [value_of(outputs(layers, obs, np.tanh(u), z), c) for layers in qs]
+    return np.where(q[0].real < q[1].real, q[0], q[1]), log_normal - np.sum(np.log(slope), axis=1), mean, log_std, u
+
+
+def act(actor, qs, z, batch, c):
+    """Fresh actions in the batch's own states."""
+    data, z = flat_data(batch, z)
+    return fresh(actor, qs, data["obs"], z, batch["action_noise"], c)
 
 
 def actor_objective(actor, qs, z, batch, c):
-    min_q, log_prob, mean, log_std, u = act(actor, qs, z, batch)
+    min_q, log_prob, mean, log_std, u = act(actor, qs, z, batch, c)
     regular = c.mean_weight * np.mean(mean**2) + c.log_std_weight * np.mean(log_std**2)
-    return np.mean(log_prob - min_q) + regular + c.pre_tanh_weight * np.mean(np.sum(u**2, axis=1))
+    return np.mean(c.temperature * log_prob - min_q) + regular + c.pre_tanh_weight * np.mean(np.sum(u**2, axis=1))
 
 
-def value_objective(value, min_q, log_prob, z, batch):
+def value_objective(value, min_q, log_prob, z, batch, c):
     data, z = flat_data(batch, z)
-    return np.mean((scalar(value, data["obs"], z) - (min_q - log_prob)) ** 2)
+    return loss_of(outputs(value, data["obs"], z), (min_q - c.temperature * log_prob).real, c)
 
 
 class Adam:
@@ -136,37 +180,53 @@ class Reference:
 
     def __init__(self, state, config):
         params = state.params
-        pick = lambda tree, i: {"params": {"mlp": {k: {n: a[i] for n, a in v.items()} for k, v in tree.items()}}}  # noqa: E731
-        self.config = config
-        self.nets = {name: layers_of(getattr(params, name)) for name in ("encoder", "value", "actor")}
-        self.nets |= {f"q{i}": layers_of(pick(params.critic["params"]["mlp"], i)) for i in range(2)}
-        self.target = layers_of(state.target)
+        self.config, self.has_value = config, params.value is not None
+        self.nets = {name: layers_of(getattr(params, name)) for name in ("encoder", "actor")}
+        self.nets |= {f"q{i}": layers_of(row_of(params.critic, i)) for i in range(2)}
+        if self.has_value:
+            self.nets["value"], self.target = layers_of(params.value), layers_of(state.target)
+        else:
+            self.target = [layers_of(row_of(state.target, i)) for i in range(2)]
         self.adam = {name: Adam(config.learning_rate) for name in self.nets}
 
     def gradients_of_critic_and_encoder(self, batch):
-        n, c = self.nets, self.config
+        n = self.nets
+
+        def loss(encoder, *qs):
+            return critic_objective(encoder, qs, self.target, n["actor"], batch, self.config)
+
         return {
-            "encoder": gradient(lambda e: critic_objective(e, (n["q0"], n["q1"]), self.target, batch, c), n["encoder"]),
-            "q0": gradient(lambda q: critic_objective(n["encoder"], (q, n["q1"]), self.target, batch, c), n["q0"]),
-            "q1": gradient(lambda q: critic_objective(n["encoder"], (n["q0"], q), self.target, batch, c), n["q1"]),
+            "encoder": gradient(lambda e: loss(e, n["q0"], n["q1"]), n["encoder"]),
+            "q0": gradient(lambda q: loss(n["encoder"], q, n["q1"]), n["q0"]),
+            "q1": gradient(lambda q: loss(n["encoder"], n["q0"], q), n["q1"]),
         }
 
-    def step(self, batch):
+    def step(self, batch, policy=True):
         n, c = self.nets, self.config
         z = latents(n["encoder"], batch)[0].real
         self.apply(self.gradients_of_critic_and_encoder(batch))
-        qs = (n["q0"], n["q1"])
-        min_q, log_prob, *_ = act(n["actor"], qs, z, batch)
-        self.apply(
-            {
-                "value": gradient(lambda v: value_objective(v, min_q, log_prob, z, batch), n["value"]),
-                "actor": gradient(lambda a: actor_objective(a, qs, z, batch, c), n["actor"]),
-            }
-        )
-        tau = c.target_rate
-        mixed = (1 - tau) * flatten(self.target) + tau * flatten(n["value"])
-        self.target = unflatten(mixed, self.target)
+        if policy:
+            qs = (n["q0"], n["q1"])
+            min_q, log_prob, *_ = act(n["actor"], qs, z, batch, c)
+            moves = {"actor": gradient(lambda a: actor_objective(a, qs, z, batch, c), n["actor"])}
+            if self.has_value:
+                moves["value"] = gradient(lambda v: value_objective(v, min_q, log_prob, z, batch, c), n["value"])
+            self.apply(moves)
+        if not self.has_value:
+            self.target = [self.followed(old, n[f"q{i}"]) for i, old in enumerate(self.target)]
+        elif policy:
+            self.target = self.followed(self.target, n["value"])
+
+    def followed(self, old, new):
+        tau = self.config.target_rate
+        return unflatten((1 - tau) * flatten(old) + tau * flatten(new), old)
 
     def apply(self, gradients):
         for name, grad in gradients.items():
             self.nets[name] = self.adam[name](self.nets[name], grad)
+
+
+def row_of(variables, i):
+    """One of two networks."""
+    tree = variables["params"]["mlp"]
+    return {"params": {"mlp": {layer: {name: array[i] for name, array in leaves.items()} for layer, leaves in tree.items()}}}

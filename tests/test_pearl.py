@@ -51,7 +51,8 @@ def random_transitions(rng, count):
 def random_batch(seed):
     rng = np.random.default_rng(seed)
     context, data = random_transitions(rng, CONTEXT), random_transitions(rng, BATCH)
-    return Batch(context, data, normal(rng, TASKS, SMALL.latent_size), normal(rng, TASKS, BATCH, ACTION))
+    noise = normal(rng, TASKS, SMALL.latent_size), normal(rng, TASKS, BATCH, ACTION), normal(rng, TASKS, BATCH, ACTION)
+    return Batch(context, data, *noise, reward_unit=jnp.asarray(1.7))
 
 
 def as_numpy(batch):
@@ -63,9 +64,24 @@ def sac(float64):
     return ContextualSAC(OBS, ACTION, SMALL)
 
 
+VARIANTS = {
+    "oyster": {},
+    "exact": {"squash": "exact", "temperature": 0.3},
+    "target-q": {"bootstrap": "q"},
+    "layer-norm": {"critic_norm": "layer"},
+    "categorical": {"critic_loss": "categorical", "value_bins": 7, "value_limit": 6.0},
+    "all": {"squash": "exact", "bootstrap": "q", "critic_norm": "layer", "critic_loss": "categorical", "value_limit": 8.0},
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request, float64):
+    return ContextualSAC(OBS, ACTION, dataclasses.replace(SMALL, **({"value_bins": 9} | VARIANTS[request.param])))
+
+
 def small_state(sac):
     """Parameters in float64, moved off their tiny last layers so that every loss has curvature."""
-    keys = iter(jax.random.split(jax.random.key(3), 100))
+    keys = iter(jax.random.split(jax.random.key(3), 200))
     state = jax.jit(sac.init)(jax.random.key(0))
     moved = jax.tree.map(lambda x: x.astype(float) + 0.3 * jax.random.normal(next(keys), x.shape, float), state.params)
     target = jax.tree.map(lambda x: x.astype(float) + 0.3 * jax.random.normal(next(keys), x.shape, float), state.target)
@@ -78,9 +94,7 @@ def to_double(tree):
 
 def vector(variables, index=None):
     """A network's parameters in the reference's order."""
-    tree = variables["params"]["mlp"]
-    arrays = [tree[f"layer_{i}"][name] for i in range(len(tree)) for name in ("kernel", "bias")]
-    return np.concatenate([np.ravel(a if index is None else a[index]) for a in arrays])
+    return reference.flatten(reference.layers_of(variables if index is None else reference.row_of(variables, index)))
 
 
 # The belief ----------------------------------------------------------------------------------------------------------
@@ -146,35 +160,63 @@ def test_squashed_log_prob_is_a_density(float64):
     np.testing.assert_allclose(mass, edges[1] - edges[0], rtol=1e-4)
 
 
+def test_exact_density_keeps_its_gradient_where_the_clipped_one_is_flat(float64):
+    """d/du log(1 - tanh(u)^2) = -2 tanh(u), at any u."""
+    u = jnp.array([-30.0, -9.0, -1.0, 0.0, 0.5, 9.0, 30.0])
+    np.testing.assert_allclose(jax.vmap(jax.grad(losses.exact_log_slope))(u), -2 * np.tanh(u), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(losses.exact_log_slope(u[2:5]), np.log(1 - np.tanh(u[2:5]) ** 2), rtol=1e-12)
+    np.testing.assert_allclose(losses.exact_log_slope(jnp.array(20.0)), 2 * np.log(2) - 40, rtol=1e-12)
+    assert abs(jax.grad(losses.clipped_log_slope)(20.0)) < 1e-6
+    zero, one = jnp.zeros(1), jnp.full(1, 20.0)
+    np.testing.assert_allclose(losses.squashed_log_prob(one, one, zero), 38.6137 - 0.9189, atol=1e-3)
+
+
+def test_categorical_head_learns_the_value_it_is_given(float64):
+    head = losses.categorical_head(51, 10.0)
+    logits, targets = jnp.zeros((3, 51)), jnp.array([-3.3, 0.0, 7.4])
+    descend = jax.jit(lambda x: x - 5.0 * jax.grad(lambda y: jnp.sum(head.loss(y, targets)))(x))
+    for _ in range(500):
+        logits = descend(logits)
+    np.testing.assert_allclose(head.value(logits), targets, atol=0.02)
+    assert jnp.all(jnp.isfinite(head.loss(logits, jnp.array([-1e9, 1e9, 10.0]))))
+
+
+def test_posterior_of_a_vanishing_variance_is_finite():
+    mean, var = posterior.product_of_gaussians(jnp.array([[2.0], [5.0]]), jnp.array([[0.0], [1.0]]))
+    np.testing.assert_allclose(mean, [2.0], rtol=1e-5)
+    np.testing.assert_allclose(var, [posterior.MIN_FACTOR_VARIANCE], rtol=1e-5)
+
+
 def test_a_time_limit_is_no_termination_in_the_target():
     y = losses.q_targets(jnp.array([1.0, 1.0]), jnp.array([0.0, 1.0]), jnp.array([10.0, 10.0]), 0.9, 5.0)
     np.testing.assert_allclose(y, [14.0, 5.0])
 
 
-def test_objectives_equal_numpy(sac):
-    state, batch = small_state(sac), random_batch(0)
-    ref, data, p = reference.Reference(state, SMALL), as_numpy(batch), state.params
+def test_objectives_equal_numpy(variant):
+    state, batch, c = small_state(variant), random_batch(0), variant.config
+    ref, data, p = reference.Reference(state, c), as_numpy(batch), state.params
     n = ref.nets
     qs = (n["q0"], n["q1"])
-    got, (z, info) = jax.jit(sac.critic_objective)(p.encoder, p.critic, state.target, p.actor, batch)
+    got, (z, info) = jax.jit(variant.critic_objective)(p.encoder, p.critic, state.target, p.actor, batch)
     expected_z, kl = reference.latents(n["encoder"], data)
     np.testing.assert_allclose(z[:, 0], expected_z, rtol=1e-10)
     np.testing.assert_allclose(info["kl"] * TASKS, kl, rtol=1e-10)
-    np.testing.assert_allclose(got, reference.critic_objective(n["encoder"], qs, ref.target, data, SMALL), rtol=1e-10)
-    got, (min_q, log_prob, _) = jax.jit(sac.actor_objective)(p.actor, p.critic, z, batch)
-    np.testing.assert_allclose(got, reference.actor_objective(n["actor"], qs, expected_z, data, SMALL), rtol=1e-10)
-    expected_q, expected_log_prob, *_ = reference.act(n["actor"], qs, expected_z, data)
+    np.testing.assert_allclose(got, reference.critic_objective(n["encoder"], qs, ref.target, n["actor"], data, c), rtol=1e-10)
+    got, (min_q, log_prob, _) = jax.jit(variant.actor_objective)(p.actor, p.critic, z, batch)
+    np.testing.assert_allclose(got, reference.actor_objective(n["actor"], qs, expected_z, data, c), rtol=1e-10)
+    expected_q, expected_log_prob, *_ = reference.act(n["actor"], qs, expected_z, data, c)
     np.testing.assert_allclose(min_q.ravel(), expected_q, rtol=1e-10)
     np.testing.assert_allclose(log_prob.ravel(), expected_log_prob, rtol=1e-10)
-    got = sac.value_objective(p.value, min_q, log_prob, z, batch)
-    expected = reference.value_objective(n["value"], expected_q, expected_log_prob, expected_z, data)
-    np.testing.assert_allclose(got, expected, rtol=1e-10)
+    if c.bootstrap == "value":
+        got = variant.value_objective(p.value, min_q, log_prob, z, batch)
+        expected = reference.value_objective(n["value"], expected_q, expected_log_prob, expected_z, data, c)
+        np.testing.assert_allclose(got, expected, rtol=1e-10)
 
 
-def test_gradients_of_encoder_and_critic_equal_numpy(sac):
-    state, batch = small_state(sac), random_batch(1)
-    expected = reference.Reference(state, SMALL).gradients_of_critic_and_encoder(as_numpy(batch))
-    grad = jax.jit(jax.grad(sac.critic_objective, argnums=(0, 1), has_aux=True))
+def test_gradients_of_encoder_and_critic_equal_numpy(variant):
+    state, batch = small_state(variant), random_batch(1)
+    expected = reference.Reference(state, variant.config).gradients_of_critic_and_encoder(as_numpy(batch))
+    grad = jax.jit(jax.grad(variant.critic_objective, argnums=(0, 1), has_aux=True))
     (encoder, critic), _ = grad(state.params.encoder, state.params.critic, state.target, state.params.actor, batch)
     np.testing.assert_allclose(vector(encoder), expected["encoder"], rtol=1e-8, atol=1e-13)
     for i in range(2):
@@ -182,23 +224,24 @@ def test_gradients_of_encoder_and_critic_equal_numpy(sac):
     assert np.abs(expected["encoder"]).max() > 1e-3
 
 
-def test_full_updates_equal_numpy(sac):
-    """Three steps of all networks: order of updates, Adam's memory, target, regularisers."""
-    state = small_state(sac)
-    ref, step = reference.Reference(state, SMALL), jax.jit(sac.step)
+def test_full_updates_equal_numpy(variant):
+    """Three steps of all networks, the second without the policy: order of updates, Adam's memory, target, regularisers."""
+    state = small_state(variant)
+    ref, step = reference.Reference(state, variant.config), jax.jit(variant.step, static_argnums=2)
     for seed in range(3):
         batch = random_batch(10 + seed)
-        state, info = step(state, batch)
-        ref.step(as_numpy(batch))
+        state, info = step(state, batch, seed != 1)
+        ref.step(as_numpy(batch), seed != 1)
         assert all(jnp.isfinite(value) for value in info.values())
-    for name in ("encoder", "value", "actor"):
-        got = vector(getattr(state.params, name))
-        np.testing.assert_allclose(got, reference.flatten(ref.nets[name]), rtol=1e-7, atol=1e-10, err_msg=name)
-    for i in range(2):
-        np.testing.assert_allclose(
-            vector(state.params.critic, i), reference.flatten(ref.nets[f"q{i}"]), rtol=1e-7, atol=1e-10, err_msg=f"q{i}"
-        )
-    np.testing.assert_allclose(vector(state.target), reference.flatten(ref.target), rtol=1e-7, atol=1e-10)
+    rows = {"q0": (state.params.critic, 0), "q1": (state.params.critic, 1)}
+    for name, layers in ref.nets.items():
+        got = vector(*rows.get(name, (getattr(state.params, name, None),)))
+        np.testing.assert_allclose(got, reference.flatten(layers), rtol=1e-7, atol=1e-10, err_msg=name)
+    if variant.has_value:
+        np.testing.assert_allclose(vector(state.target), reference.flatten(ref.target), rtol=1e-7, atol=1e-10)
+    else:
+        for i in range(2):
+            np.testing.assert_allclose(vector(state.target, i), reference.flatten(ref.target[i]), rtol=1e-7, atol=1e-10)
 
 
 def test_who_is_trained_by_whom(sac):
@@ -384,6 +427,50 @@ def test_an_unprepared_epoch_trains_on_what_it_collected(ran):
     assert all(bool(jnp.isfinite(value)) for value in metrics.diagnostics.values())
 
 
+def test_settings_are_leaves_of_one_program():
+    """Rows of a vmap over settings equal learners of those settings alone; no learning rate leaves a learner where it was."""
+    configs = [
+        dataclasses.replace(OPTIONS, learning_rate=rate, reward_scale=scale) for rate, scale in ((0.0, 1.0), (1e-2, 9.0))
+    ]
+    settings = jax.tree.map(lambda *leaves: jnp.array(leaves), *configs)
+
+    def trained(config, key):
+        pearl = learner(config=config)
+        state, _ = pearl.prepare(key, pearl.init(key), GOALS, WEIGHTS)
+        return pearl.train_epoch(key, state, GOALS, WEIGHTS)[0].train
+
+    key = jax.random.key(0)
+    together = jax.jit(jax.vmap(trained, (0, None)))(settings, key)
+    alone = jax.jit(lambda k: trained(configs[1], k))(key)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a[1], b, rtol=2e-4, atol=2e-5)
+    start = jax.jit(learner(config=OPTIONS).init)(key).params
+    for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(start), strict=True):
+        np.testing.assert_array_equal(a[0], b)
+
+
+OPTIONS = dataclasses.replace(
+    TINY, gradient_steps=4, policy_delay=2, critic_norm="layer", bootstrap="q", squash="exact", reward_unit="magnitude"
+)
+
+
+def test_rewards_count_in_units_of_their_mean_magnitude():
+    """Tasks of weight 0 and rows not yet filled do not count."""
+    pearl = learner(config=OPTIONS)
+    state, _ = jax.jit(pearl.prepare)(jax.random.key(1), pearl.init(jax.random.key(0)), GOALS, jnp.ones(3))
+    reward = np.asarray(state.full.experience.reward)
+    unit = jax.jit(pearl._reward_unit)(state.full, WEIGHTS)
+    np.testing.assert_allclose(unit, np.abs(reward[[0, 2], :30]).mean(), rtol=1e-4)
+
+
+def test_a_delayed_policy_moves_every_second_step():
+    pearl = learner(config=OPTIONS)
+    state, _ = jax.jit(pearl.prepare)(jax.random.key(1), pearl.init(jax.random.key(0)), GOALS, WEIGHTS)
+    train, _ = jax.jit(pearl._improve)(jax.random.key(2), state, WEIGHTS)
+    assert train.optimizers.critic[0].count == 4
+    assert train.optimizers.actor[0].count == 2
+
+
 def test_a_donated_state_is_not_copied():
     config = dataclasses.replace(TINY, replay_capacity=100_000)
     pearl = learner(config=config)
@@ -407,8 +494,14 @@ def test_settings_that_cannot_run_are_refused():
         PEARLConfig(prior_steps=1050)
     with pytest.raises(ValueError, match=r"posterior steps must be a multiple of the horizon 200, at least 2 of it, not 200"):
         PEARLConfig(posterior_steps=200)
-    with pytest.raises(ValueError, match="batch size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
         PEARLConfig(batch_size=0)
+    with pytest.raises(ValueError, match="learning_rate must be finite"):
+        PEARLConfig(learning_rate=float("nan"))
+    with pytest.raises(ValueError, match="bootstrap must be one of value, q"):
+        PEARLConfig(bootstrap="x")
+    with pytest.raises(ValueError, match="gradient steps must be a multiple of the policy delay 3, not 2000"):
+        PEARLConfig(policy_delay=3)
     with pytest.raises(ValueError, match="replay capacity must be at least 2000"):
         PEARLConfig(replay_capacity=10)
 

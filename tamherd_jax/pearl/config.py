@@ -103,7 +103,8 @@ class PEARLConfig:
                 rule = f"a multiple of the horizon {self.horizon}, at least {episodes} of it"
                 raise ValueError(f"{name.replace('_', ' ')} must be {rule}, not {steps}")
         if self.gradient_steps % self.policy_delay:
-            raise ValueError(f"gradient steps must be a multiple of the policy delay {self.policy_delay}, not {self.gradient_steps}")
+            rule = f"a multiple of the policy delay {self.policy_delay}"
+            raise ValueError(f"gradient steps must be {rule}, not {self.gradient_steps}")
         if self.replay_capacity < self.encoder_capacity:
             raise ValueError(f"replay capacity must be at least {self.encoder_capacity}, not {self.replay_capacity}")
 

@@ -96,7 +96,11 @@ def categorical_head(bins: int, limit: float, smoothing: float = 0.75) -> ValueH
 
 
 def q_targets(
-    rewards: jax.Array, terminated: jax.Array, next_values: jax.Array, discount: float | jax.Array, reward_scale: float | jax.Array
+    rewards: jax.Array,
+    terminated: jax.Array,
+    next_values: jax.Array,
+    discount: float | jax.Array,
+    reward_scale: float | jax.Array,
 ) -> jax.Array:
     """`y = reward_scale r + (1 - terminated) discount V_target(s', z)`, all `[...]`; a time limit is no termination."""
     return reward_scale * rewards + (1.0 - terminated) * discount * next_values

@@ -29,7 +29,7 @@ from tamherd_jax.pearl.replay import Transition
 
 @struct.dataclass
 class Networks:
-    """Something for each network: parameters, or an optimiser's state. Critic leaves are `[2, ...]`, the two Q; V may be None."""
+    """Something for each network, parameters or an optimiser's state. Critic leaves are `[2, ...]`, the two Q; no V is None."""
 
     encoder: Any
     critic: Any
@@ -152,9 +152,10 @@ class ContextualSAC:
         if policy:
             params, opt, policy_info = self._step_policy(params, opt, latent, batch)
             info |= policy_info
-        moved = policy or not self.has_value
-        followed = optax.incremental_update(self._followed(params), state.target, self.config.target_rate) if moved else state.target
-        return TrainState(params, followed, opt), info
+        target = state.target
+        if policy or not self.has_value:
+            target = optax.incremental_update(self._followed(params), target, self.config.target_rate)
+        return TrainState(params, target, opt), info
 
     def _step_policy(
         self, params: Networks, opt: Networks, latent: jax.Array, batch: Batch
@@ -207,7 +208,7 @@ class ContextualSAC:
     def _judged(
         self, actor: Any, critic: Any, obs: jax.Array, latent: jax.Array, noise: jax.Array
     ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        """Fresh actions: min Q and log probability `[...]`, and mean, log standard deviation and sample before the squashing."""
+        """Fresh actions: min Q, log probability `[...]`, and (mean, log standard deviation, sample) before the squashing."""
         mean, log_std = self.gaussian(actor, jnp.concatenate([obs, latent], axis=-1))
         pre_tanh = mean + jnp.exp(log_std) * noise
         log_prob = squashed_log_prob(pre_tanh, mean, log_std, self._log_slope)
