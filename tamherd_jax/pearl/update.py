@@ -220,6 +220,8 @@ class ContextualSAC:
         obs = batch.transitions.next_obs
         if self.has_value:
             return self._head.value(self._scalar.apply(target, obs, latent))
+        if batch.next_noise is None:
+            raise ValueError("bootstrap q draws actions in the next states and needs the batch's next_noise")
         min_q, log_prob, _ = self._judged(actor, target, obs, latent, batch.next_noise)
         return soft_value(min_q, log_prob, self.config.temperature)
 
