@@ -48,7 +48,8 @@ def random_batch(rng):
 def problem(**changes):
     """A learner, random parameters off their initial zeros, and its outer problem."""
     rng = np.random.default_rng(0)
-    config = MAMLConfig(**{"hidden_sizes": (6, 5), "inner_step_size": 0.7, **changes}, trpo=TRPOConfig(cg_damping=0.01))
+    defaults = {"hidden_sizes": (6, 5), "inner_step_size": 0.7, "trpo": TRPOConfig(cg_damping=0.01)}
+    config = MAMLConfig(**{**defaults, **changes})
     learner = MAML(Sizes(), TASKS, config)
     params = learner.init(jax.random.key(0)).params
     scale = 0.0 if "init_log_std" in changes else 0.3
@@ -90,7 +91,7 @@ def test_the_outer_step_equals_the_general_step(case):
 
 
 def test_many_inner_steps_take_the_general_form():
-    learner, params, data = problem(inner_steps=9, inner_step_size=0.05)
+    learner, params, data = problem(inner_steps=9, inner_step_size=0.05, trpo=TRPOConfig(cg_damping=0.1, cg_iterations=3))
     outer = learner._outer_problem(*data)
     step, _ = jax.jit(learner._outer_step)(params, *data)
     written_out = jax.jit(lambda p: trpo_step(outer.policies.outputs, *outer[1:4], p, learner.config.trpo))
