@@ -1,5 +1,7 @@
 """Do ten iterations of conjugate gradient teach more than three? `python -m benchmarks.cg_iterations --into results.csv`.
 
+On a CPU, `JAX_NUM_CPU_DEVICES=2` in the environment trains learners on two cores.
+
 One MAML learner a seed trains on each choice of tasks with each number of iterations. Seeds are rows of the learner axis and
 share a compiled program. Learners that differ in iterations alone share initial parameters, tasks and random numbers. Every
 epoch of every seed is recorded. The end prints the mean return after adaptation over the last epochs, and its difference to
@@ -21,7 +23,7 @@ import tyro
 
 from tamherd_jax.envs import Locomotion, ml2
 from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
-from tamherd_jax.parallel import cores, map_learners
+from tamherd_jax.parallel import map_learners
 from tamherd_jax.reporting.statistics import estimate, mean
 
 COLUMNS = ("tasks", "cg_iterations", "seed", "epoch", "task", "before", "after", "kl")
@@ -121,7 +123,6 @@ def main() -> None:
     study = tyro.cli(Study)
     if study.seeds < 2:
         raise SystemExit(f"seeds must be at least 2 for intervals, not {study.seeds}")
-    jax.config.update("jax_num_cpu_devices", cores())
     run(study)
     print("\n".join(report(read(study.into))))
 

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # `benchmarks` is not installed; appended, so that an installed tamherd_jax wins
 
-from benchmarks import learning, registry, tables  # noqa: E402
+from benchmarks import cg_iterations, learning, registry, tables  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import MODES, Call, Case, Child, Program, Quoted, get_mode  # noqa: E402
 from benchmarks.compare import compare  # noqa: E402
@@ -448,3 +448,18 @@ def test_the_pytorch_peer_computes_the_same_curvature():
     found = peer.curvature(outputs, theta)(vector) - 1e-5 * vector
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3, atol=1e-6)
     assert peer.trust_region_step() < float(peer.loss(peer.params))
+
+
+def test_the_study_of_iterations_compares_the_same_seeds_over_the_last_epochs():
+    rng, rows = np.random.default_rng(0), []
+    for seed in range(6):
+        level = 100.0 * rng.normal()
+        for iterations, more in ((3, -2.0), (10, 0.0)):
+            for epoch in range(1, 31):
+                after = level + more if epoch > 20 else 1e6
+                rows.append({"tasks": "all", "cg_iterations": str(iterations), "seed": str(seed), "epoch": str(epoch)})
+                rows[-1] |= {"task": "walker-forward", "after": str(after)}
+    three, ten = cg_iterations.report(rows)
+    assert three.startswith("all, 3 iterations: ")
+    assert three.endswith("against 10: -2.0 [-2.0, -2.0]")
+    assert ten.endswith("against 10: +0.0 [+0.0, +0.0]")
