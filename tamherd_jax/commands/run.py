@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+import tamherd_jax
 from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
@@ -285,6 +286,8 @@ def train(experiment: Experiment, events: Iterator[Progress], directory: Path, o
         checkpoints = Checkpoints(where, options.checkpoint_every)
         step = checkpoints.restore(plan, state) if options.resume else None
     begin = "compiling the first program" if step is None else f"going on from checkpoint {step}"
+    if checkpoints.written_by != tamherd_jax.__version__:
+        begin += f" of version {checkpoints.written_by}, whose numbers may differ from this one's"
     display = ProgressDisplay(console, log, task_set.mode_names, task_set.modes, plan.work(state.done))
     names = parse_names(options.log_to) if jax.process_index() == 0 else ()
     with mistakes_of_the_user():

@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -70,17 +71,22 @@ class TensorBoard:
         package = PACKAGES["tensorboard"]
         self._event = importlib.import_module(f"{package}.proto.event_pb2").Event
         self._summary = importlib.import_module(f"{package}.proto.summary_pb2").Summary
-        self._writer = importlib.import_module(f"{package}.event_file_writer").EventsWriter(str(where / "events"))
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._writer = importlib.import_module(f"{package}.record_writer").RecordWriter(str(where / name))
+        self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def log(self, scalars: dict[str, float], step: int) -> None:
         """Write scalars to the disk."""
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
-        self._writer.flush()
+        self._write(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
 
     def close(self) -> None:
         """Close the event file."""
         self._writer.close()
+
+    def _write(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
 
 
 class WandB:
@@ -199,6 +205,8 @@ class Trackers:
                 act(tracker)
             except Exception as error:
                 del self._trackers[name]
+                with contextlib.suppress(Exception):
+                    tracker.close()
                 self._warn(f"{name} failed and is left out from here on: {_first_line(error)}")
 
 
