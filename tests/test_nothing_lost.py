@@ -25,8 +25,7 @@ from tamherd_jax.reporting.report import make_report
 from tamherd_jax.reporting.trackers import Trackers
 
 
-def run_toy(monkeypatch, *arguments):
-    put_toy(monkeypatch.setattr, monkeypatch.setitem)
+def run_toy(*arguments):
     try:
         cli.main(["run", "--compilation-cache", "off", *map(str, arguments)])
     except SystemExit as stop:
@@ -234,10 +233,11 @@ def test_a_herd_never_takes_more_steps_than_the_single_learner():
 
 def test_a_finished_run_without_its_curves_can_be_resumed(monkeypatch, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run_toy(monkeypatch, "--out", out, "--log-to", "none") == 0
+    put_toy(monkeypatch.setattr, monkeypatch.setitem)
+    assert run_toy("--out", out, "--log-to", "none") == 0
     whole = {name: (out / name).read_bytes() for name in ("results.json", "curves.npz", "embeddings.npz")}
     (out / "curves.npz").unlink()
-    assert run_toy(monkeypatch, "--out", out, "--resume", "--log-to", "none") == 0
+    assert run_toy("--out", out, "--resume", "--log-to", "none") == 0
     assert "This run was finished" not in capsys.readouterr().out
     assert {name: (out / name).read_bytes() for name in whole} == whole
     assert toy_config() == ExperimentConfig.of_run(out)
