@@ -319,30 +319,56 @@ def test_normalisation_is_over_valid_steps_and_named_honestly(float64, scale):
         normalize_advantages(jnp.asarray(advantages), jnp.asarray(valid), "max")
 
 
-@pytest.mark.parametrize("body", ["cheetah", "walker"])
-def test_linear_baseline_equals_least_squares(body):
-    """Float32 predictions against NumPy's float64 ridge regression with garage's features, padded steps left out."""
+def baseline_batch(case):
+    """Observations, returns to go and valid `[10, 100, ...]` whose features are independent, collinear or nearly constant."""
     rng = np.random.default_rng(7)
-    episodes, length, size = 10, 100, 17
-    obs = np.cumsum(rng.normal(size=(episodes, length, size)), 1) * 0.1
-    if body == "walker":  # a nearly constant height and its square beside the constant: the hard case
-        obs[..., 0] = 1.25 + 1e-3 * rng.normal(size=(episodes, length))
-    lengths = rng.integers(20, length + 1, episodes) if body == "walker" else np.full(episodes, length)
-    valid = (np.arange(length)[None] < lengths[:, None]).astype(float)
-    returns = (np.arange(length)[::-1][None] * 0.5 + obs[..., 1] * 5 + rng.normal(size=(episodes, length))) * valid
-    tau = np.broadcast_to(np.arange(length)[None, :, None] / 100, (episodes, length, 1))
-    clipped = np.clip(obs, -10, 10)
+    obs = np.cumsum(rng.normal(size=(10, 100, 17)), 1) * 0.1
+    lengths = rng.integers(20, 101, 10) if case == "walker" else np.full(10, 100)
+    if case == "walker":  # what falls is a smooth function of time; its height and the square hardly change
+        obs = np.sin(rng.normal(size=17) * np.arange(100)[:, None] / 100 + 0.05 * rng.normal(size=(10, 1, 17)))
+        obs[..., 0] = 1.25 + 1e-3 * rng.normal(size=(10, 100))
+    if case == "constant":
+        obs[..., :5] = 3.0
+    if case == "twice":
+        obs[..., 9:] = obs[..., :8]
+    valid = (np.arange(100)[None] < lengths[:, None]).astype(float)
+    returns = np.arange(100)[::-1][None] * 0.5 + obs[..., 1] * 5 + rng.normal(size=(10, 100)) + 30.0
+    return obs.astype(np.float32), (returns * valid).astype(np.float32), valid.astype(np.float32)
+
+
+def ridge_regression(obs, returns, valid):
+    """The reference's formula in float64, ridge 1e-5 on every diagonal entry, by QR of the augmented system."""
+    tau = np.broadcast_to(np.arange(obs.shape[1])[None, :, None] / 100, (*obs.shape[:2], 1))
+    clipped = np.clip(obs.astype(np.float64), -10, 10)
     features = np.concatenate([clipped, clipped**2, tau, tau**2, tau**3, np.ones_like(tau)], 2)[valid > 0]
-    target = returns[valid > 0]
-    coefficients = np.linalg.solve(features.T @ features + 1e-5 * np.eye(features.shape[1]), features.T @ target)
-    expected = features @ coefficients
-    ours = np.asarray(linear_baseline(*(jnp.asarray(a, jnp.float32) for a in (obs, returns, valid))))
-    np.testing.assert_allclose(ours[valid > 0], expected, atol=0.02 * target.std())
-    np.testing.assert_array_equal(ours[valid == 0], 0.0)
-    residual = np.mean((ours[valid > 0] - target) ** 2) / np.mean((expected - target) ** 2)
-    assert residual < 1.001
+    system = np.concatenate([features, np.sqrt(1e-5) * np.eye(features.shape[1])])
+    basis = np.linalg.qr(system / np.linalg.norm(system, axis=0))[0][: len(features)]
+    return basis @ (basis.T @ returns[valid > 0].astype(np.float64))
+
+
+@pytest.mark.parametrize("case", ["cheetah", "walker", "constant", "twice"])
+def test_linear_baseline_is_the_references_ridge_regression(case):
+    """To 1e-6 of the largest return in float32 and to 1e-10 in float64, padding of any content left out."""
+    obs, returns, valid = baseline_batch(case)
+    expected, largest = ridge_regression(obs, returns, valid), np.abs(returns).max()
+    obs[valid == 0], returns[valid == 0] = np.nan, np.inf
+    fit = jax.jit(linear_baseline)
+    for dtype, tolerance in ((np.float32, 1e-6), (np.float64, 1e-10)):
+        with jax.enable_x64(dtype == np.float64):
+            ours = np.asarray(fit(*(jnp.asarray(a, dtype) for a in (obs, returns, valid))))
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours[valid > 0], expected, rtol=0, atol=tolerance * largest)
+        np.testing.assert_array_equal(ours[valid == 0], 0.0)
+
+
+def test_padding_of_any_content_is_left_out_of_advantages():
+    valid = jnp.array([1.0, 1.0, 0.0, 0.0])
+    rewards, values = jnp.array([1.0, 2.0, jnp.nan, jnp.inf]), jnp.array([0.5, 0.25, jnp.nan, 7.0])
+    clean = generalized_advantages(rewards.at[2:].set(0), values.at[2:].set(0), valid, 0.9, 0.8)
+    np.testing.assert_array_equal(generalized_advantages(rewards, values, valid, 0.9, 0.8), clean)
 
 
 def test_linear_baseline_of_constant_observations_is_finite():
     out = linear_baseline(jnp.ones((2, 5, 3)), jnp.arange(10.0).reshape(2, 5), jnp.ones((2, 5)))
     assert np.isfinite(out).all()
+    np.testing.assert_array_equal(linear_baseline(jnp.ones((2, 5, 3)), jnp.ones((2, 5)), jnp.zeros((2, 5))), 0.0)

@@ -11,7 +11,7 @@ AdvantageScale = Literal["std", "variance", "none"]
 
 
 def discounted_returns(rewards: jax.Array, discount: float) -> jax.Array:
-    """Returns to go `G_t = r_t + gamma G_{t+1}`, `G_T = 0`.
+    """Compute returns to go `G_t = r_t + gamma G_{t+1}`, `G_T = 0`.
 
     Args:
       rewards: `[T]`, 0 after the end of the episode.
@@ -27,7 +27,7 @@ def discounted_returns(rewards: jax.Array, discount: float) -> jax.Array:
     """
     check_rank("rewards", rewards, 1)
 
-    def backward(following, reward):
+    def backward(following: jax.Array, reward: jax.Array) -> tuple[jax.Array, jax.Array]:
         current = reward + discount * following
         return current, current
 
@@ -35,12 +35,13 @@ def discounted_returns(rewards: jax.Array, discount: float) -> jax.Array:
 
 
 def generalized_advantages(rewards: jax.Array, values: jax.Array, valid: jax.Array, discount: float, lam: float) -> jax.Array:
-    """Generalised advantages `A_t = delta_t + gamma lambda A_{t+1}`, `delta_t = r_t + gamma V_{t+1} - V_t`.
+    """Compute generalised advantages `A_t = delta_t + gamma lambda A_{t+1}`, `delta_t = r_t + gamma V_{t+1} - V_t`.
 
     Values beyond the end of an episode, a time limit's included, count as zero; with lambda 1 this is `G_t - V_t`.
 
     Args:
-      rewards, values, valid: `[T]`; valid is 1 while the episode runs.
+      rewards, values: `[T]`; ignored in invalid steps, finite or not.
+      valid: `[T]`, 1 while the episode runs.
       discount: gamma.
       lam: lambda.
 
@@ -50,18 +51,17 @@ def generalized_advantages(rewards: jax.Array, values: jax.Array, valid: jax.Arr
     Raises:
       ValueError: an argument has another rank, or their shapes differ.
 
-    Source: Schulman et al. (2016) eq. 16; garage `compute_advantages` (spec 1.3).
+    Source: Schulman et al. (2016) eq. 16; garage `compute_advantages`.
     """
     check_rank("rewards", rewards, 1)
     check_equal_shapes(rewards=rewards, values=values, valid=valid)
-    values = values * valid
+    rewards, values = (jnp.where(valid > 0, x, 0.0) for x in (rewards, values))  # 0 times a NaN of the padding is NaN
     following = jnp.append(values[1:], jnp.zeros_like(values[:1]))
-    deltas = (rewards + discount * following - values) * valid
-    return discounted_returns(deltas, discount * lam)
+    return discounted_returns(jnp.where(valid > 0, rewards + discount * following - values, 0.0), discount * lam)
 
 
 def masked_mean(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean of `x` over the entries whose `valid` is 1, over all axes, `[]`; 0 if there are none.
+    """Return the mean of `x` over the entries whose `valid` is 1, over all axes, `[]`; 0 if there are none.
 
     Raises:
       ValueError: the shapes of `x` and `valid` differ.
@@ -71,7 +71,7 @@ def masked_mean(x: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def normalize_advantages(advantages: jax.Array, valid: jax.Array, scale: AdvantageScale = "std") -> jax.Array:
-    """Centre over the valid steps of one task's batch, then divide.
+    """Centre advantages over the valid steps of one task's batch, then divide.
 
     `"std"`: `(A - mean) / (std + 1e-8)`. `"variance"`: `(A - mean) / (var + 1e-8)` with the unbiased variance, what garage and
     its descendants do, which shrinks the inner step as returns grow. `"none"`: centre only.
@@ -86,7 +86,7 @@ def normalize_advantages(advantages: jax.Array, valid: jax.Array, scale: Advanta
     Raises:
       ValueError: for another `scale`, or if the shapes differ.
 
-    Source: spec 1.3; garage `vpg.py::_compute_advantage`.
+    Source: garage `vpg.py::_compute_advantage`.
     """
     if scale not in ("std", "variance", "none"):
         raise ValueError(f"advantage scale must be std, variance or none, not {scale!r}")
