@@ -235,7 +235,7 @@ def test_closed_form_against_many_sampled_actions():
 
 @pytest.mark.parametrize(("name", "precision"), [("gaussian", "float32"), ("heads", "float64")])
 def test_gram_of_rows_that_share_inputs_is_the_dense_one(name, precision, monkeypatch):
-    monkeypatch.setattr(fisher, "BLOCK_ENTRIES", 40)  # several chunks, the last one padded
+    monkeypatch.setattr(fisher.moments, "BLOCK_ENTRIES", 40)  # several chunks, the last one padded
     x64, tolerance = PRECISIONS[precision]
     with jax.enable_x64(x64):
         check_shared_inputs(POLICIES[name], tolerance)
@@ -279,8 +279,8 @@ def test_the_way_of_fewer_products_is_taken():
         return fisher.JacobianFactors((leaves["x"],), (leaves["delta"],), leaves["rest"])
 
     for inputs in (2, 3, 4):
-        assert fisher._moments_are_cheaper(factors(inputs), inputs, None) == (33 * inputs < 23 * inputs**2 / 2)
-        assert fisher._moments_are_cheaper(factors(inputs), inputs, 7) == (33 * (inputs + 7) < 23 * inputs * 7)
+        assert fisher.moments_are_cheaper(factors(inputs), inputs, None) == (33 * inputs < 23 * inputs**2 / 2)
+        assert fisher.moments_are_cheaper(factors(inputs), inputs, 7) == (33 * (inputs + 7) < 23 * inputs * 7)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("gaussian", ACTION), ("shared", ACTION), ("heads", 4 * ACTION)])
@@ -295,3 +295,32 @@ def test_a_gram_of_many_samples_never_holds_their_square():
     weights = jax.ShapeDtypeStruct((2, 20_000), jnp.float32)
     compiled = jax.jit(lambda r, w: fisher.fisher_gram(r, w, block_rows=512)).lower(rows, weights).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 20e6
+
+
+SCORES, WEIGHTS = {"w": jnp.ones((4, 3, 2))}, jnp.ones((4, 3))
+FACTORS = fisher.ScoreFactors((jnp.ones((4, 3, 2)),), (jnp.ones((4, 3, 2)),), jnp.ones((4, 3, 0)))
+JACOBIANS = fisher.JacobianFactors((jnp.ones((4, 3, 2)),), (jnp.ones((4, 3, 5, 2)),), jnp.ones((4, 3, 5, 0)))
+
+
+@pytest.mark.parametrize(
+    ("gram", "rows"),
+    [(fisher.fisher_gram, SCORES), (fisher.factor_gram, FACTORS), (fisher.jacobian_gram, JACOBIANS)],
+    ids=["scores", "factors", "jacobians"],
+)
+def test_weights_that_do_not_fit_their_scores_are_refused(gram, rows):
+    """Some broadcast to a Gram of the wrong matrices."""
+    assert gram(rows, WEIGHTS).shape == (4, 4)
+    for wrong in (WEIGHTS.T, jnp.ones((4, 1)), jnp.ones(3), jnp.ones((4, 3, 1))):
+        with pytest.raises(ValueError, match=r"weights a must be \[matrices, samples\]"):
+            gram(rows, wrong)
+        with pytest.raises(ValueError, match=r"weights b must be .* weights have shape .*, scores \(4, 3\)"):
+            gram(rows, WEIGHTS, rows, wrong)
+    with pytest.raises(ValueError, match="weights b were passed without scores b"):
+        gram(rows, WEIGHTS, None, WEIGHTS)
+    with pytest.raises(ValueError, match="scores b were passed without weights b"):
+        gram(rows, WEIGHTS, rows)
+
+
+def test_weights_that_do_not_fit_are_refused_where_there_is_one_matrix():
+    with pytest.raises(ValueError, match="weights a must be"):
+        fisher.gram_norms(FACTORS, WEIGHTS.T)
