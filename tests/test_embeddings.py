@@ -345,3 +345,58 @@ def test_latents_do_not_come_from_episodes():
     embedding = Embedding(EmbeddingConfig(kind="latent"))
     with pytest.raises(ValueError, match="latent_features"):
         embedding.features(POLICY.apply, PARAMS, task_of(make_episodes(1), 0), KEYS[0])
+
+
+SCALED_KINDS = {
+    "fisher": EmbeddingConfig(metric="cosine"),
+    "closed form": EmbeddingConfig(metric="cosine", expectation="closed_form"),
+    "diagonal": EmbeddingConfig(metric="cosine", form="diagonal"),
+    "kronecker": EmbeddingConfig(metric="cosine", form="kronecker"),
+    "projection": EmbeddingConfig(metric="cosine", form="projection", projection_size=8),
+}
+
+
+def cosines(config, episodes, params=PARAMS):
+    return np.asarray(compiled(make_embedding(config))[1](all_features(make_embedding(config), episodes, params)))
+
+
+@pytest.mark.parametrize("kind", SCALED_KINDS)
+@pytest.mark.parametrize("log_std", [-10.0, -13.8])
+def test_cosines_of_a_narrow_policy_are_those_of_a_wider_one(kind, log_std):
+    """With a linear network every score of the mean scales with the inverse deviation and that of the deviation does not, so
+    at any two small deviations the cosines agree; the fourth powers of the scores leave float32's range.
+    """
+    episodes = make_episodes(3)
+
+    def at(value):
+        leaf = jnp.full(ACTION, value, jnp.float32)
+        return cosines(SCALED_KINDS[kind], episodes, {"params": PARAMS["params"] | {"log_std": leaf}})
+
+    wider, narrow = at(-7.0), at(log_std)
+    assert 0.01 < np.abs(wider[0, 1]) < 1.0
+    np.testing.assert_allclose(np.diagonal(narrow), 1.0, atol=1e-5)
+    np.testing.assert_allclose(narrow, wider, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-6, 1e5, 1e15])
+def test_cosines_of_transitions_do_not_depend_on_their_unit(scale):
+    episodes, config = make_episodes(3), EmbeddingConfig(kind="transition", metric="cosine")
+    scaled = dataclasses.replace(episodes, obs=episodes.obs * scale, next_obs=episodes.next_obs * scale)
+    np.testing.assert_allclose(cosines(config, scaled), cosines(config, episodes), atol=1e-5)
+
+
+def test_cosines_of_a_narrow_policys_density_gradients():
+    """Densities of e^40 a dimension; their directions against those in float64, where they fit."""
+    config = EmbeddingConfig(kind="gradient", metric="cosine")
+    params = {"params": PARAMS["params"] | {"log_std": jnp.full(ACTION, -13.0)}}
+    episodes = make_episodes(3)
+    mean, _ = POLICY.apply(params, jnp.nan_to_num(episodes.obs))
+    episodes = dataclasses.replace(episodes, actions=mean + 1e-6 * jnp.asarray(make_episodes(3, seed=5).actions))
+    found = cosines(config, episodes, params)
+    np.testing.assert_allclose(np.diagonal(found), 1.0, atol=1e-5)
+    assert np.isfinite(found).all()
+    assert (np.abs(found) < 1 + 1e-5).all()
+    latent = make_embedding(EmbeddingConfig(kind="latent", metric="cosine"))
+    points = jnp.asarray([[1e-25, 0.0], [1e-25, 1e-25], [1e25, 1e25]])
+    gram = latent.self_gram(jax.vmap(latent_features)(points, jnp.ones((3, 2))))
+    np.testing.assert_allclose(gram, [[1, 0.5**0.5, 0.5**0.5], [0.5**0.5, 1, 1], [0.5**0.5, 1, 1]], rtol=1e-6)

@@ -73,6 +73,15 @@ def test_an_obvious_difference_is_found_in_observations_or_rewards(shift):
     assert abs(alike.mean() - np.log(1.5)) < 0.2
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_unit_of_a_feature_does_not_matter(scale):
+    rng = np.random.default_rng(0)
+    x, label = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 2, 30)
+    x[label == 1, 0] += 2.0
+    plain, scaled = (linear_discriminant(jnp.asarray(a), label, jnp.ones(30), 2) for a in (x, x * np.float32(scale)))
+    np.testing.assert_allclose(scaled, plain, atol=1e-4)
+
+
 def test_nothing_to_find_pays_nothing():
     """One task is all there is, so there is no information about which."""
     episodes = make_episodes(3)

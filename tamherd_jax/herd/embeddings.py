@@ -2,7 +2,7 @@
 
 The paper's four (section 4.2) and their variants, all behind one interface, so that clustering, assignment and plots never
 care which it is: `features` of one task, and `gram`, `self_gram` and `norms` between tasks. Transitions are averaged over an
-episode's valid steps and then over episodes (spec 4.2).
+episode's valid steps and then over episodes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from tamherd_jax import distributions, fisher
-from tamherd_jax.envs.episodes import Episodes
+from tamherd_jax.types import Episodes, Params, PyTree
 
-Apply = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+Apply: TypeAlias = Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]
 
-# The largest reward counts as a scale only above this share of the largest magnitude (spec 4.5).
+# The largest reward counts as a scale only above this share of the largest magnitude.
 GUARD = 0.05
 
 CHOICES = {
@@ -98,8 +98,8 @@ class Features:
       guard: `[]` whether the reward guard fired; inner products ignore it.
     """
 
-    values: Any
-    weights: Any
+    values: PyTree
+    weights: PyTree
     guard: jax.Array
 
 
@@ -118,8 +118,8 @@ class Embedding:
 
     config: EmbeddingConfig
 
-    def features(self, apply: Apply, params: Any, episodes: Episodes, key: jax.Array) -> Features:
-        """Features of ONE task.
+    def features(self, apply: Apply, params: Params, episodes: Episodes, key: jax.Array) -> Features:
+        """Compute features of ONE task.
 
         Args:
           apply: `apply(params, obs [O]) -> (mean [A], log_std [A])`, the probe's (pre-tanh) Gaussian policy, not jitted.
@@ -137,31 +137,35 @@ class Embedding:
         uniform, _ = reward_weights(steps.rewards, valid, "none")
         steps, weights, uniform = jax.tree.map(_merge_episodes, (steps, weights, uniform))
         with jax.default_matmul_precision("highest"):
+            any_scale = self.config.metric == "cosine"  # which needs no absolute magnitudes, and so must not lose them
             if self.config.kind == "transition":
-                return Features(transition_embedding(steps, weights), None, guard)
+                return Features(transition_embedding(steps, weights, any_scale), None, guard)
             if self.config.kind == "gradient":
-                return Features(gradient_embedding(apply, params, steps, weights, self.config.density), None, guard)
+                values = gradient_embedding(apply, params, steps, weights, self.config.density, any_scale)
+                return Features(values, None, guard)
             values, row_weights = fisher_embedding(apply, params, steps.obs, weights, uniform, key, self.config)
         return Features(values, row_weights, guard)
 
     def gram(self, a: Features, b: Features) -> jax.Array:
-        """Inner products `[Na, Nb]` of features with leaves `[Na, ...]` and `[Nb, ...]`."""
-        gram = self._inner(a, b)
-        if self.config.metric == "cosine":
-            gram = cosine(gram, self._squares(a), self._squares(b))
-        return gram
+        """Compute inner products `[Na, Nb]` of features with leaves `[Na, ...]` and `[Nb, ...]`."""
+        if self.config.metric != "cosine":
+            return self._inner(a, b)
+        a, b = self._scaled(a), self._scaled(b)
+        return cosine(self._inner(a, b), self._squares(a), self._squares(b))
 
     def self_gram(self, a: Features) -> jax.Array:
-        """`gram(a, a)`, symmetric `[N, N]`, for about half the work."""
-        gram = self._inner(a, None)
-        if self.config.metric == "cosine":
-            gram = cosine(gram, jnp.diagonal(gram), jnp.diagonal(gram))
-        return gram
+        """Compute `gram(a, a)`, symmetric `[N, N]`, for about half the work."""
+        if self.config.metric != "cosine":
+            return self._inner(a, None)
+        gram = self._inner(self._scaled(a), None)
+        return cosine(gram, jnp.diagonal(gram), jnp.diagonal(gram))
 
     def norms(self, a: Features) -> jax.Array:
-        """Squared norms `[N]`, the diagonal of `self_gram`."""
-        squares = self._squares(a)
-        return jnp.where(squares > 0, 1.0, 0.0).astype(squares.dtype) if self.config.metric == "cosine" else squares
+        """Compute squared norms `[N]`, the diagonal of `self_gram`."""
+        if self.config.metric != "cosine":
+            return self._squares(a)
+        squares = self._squares(self._scaled(a))
+        return jnp.where(squares > 0, 1.0, jnp.where(squares == 0, 0.0, squares)).astype(squares.dtype)
 
     def _inner(self, a: Features, b: Features | None) -> jax.Array:
         if self.config.latent == "kl" and self.config.kind == "latent":
@@ -178,8 +182,14 @@ class Embedding:
             return fisher.gram_norms(comparable.values, comparable.weights)
         return jax.lax.map(lambda one: _inner_products(jax.tree.map(lambda leaf: leaf[None], one), None)[0, 0], comparable)
 
+    def _scaled(self, a: Features) -> Features:
+        """Features of the same directions with entries near 1: fourth powers of others would leave float32's range."""
+        a = self._comparable(a)
+        weights = a.weights if a.weights is None else jax.vmap(_to_unit_maximum)(a.weights)
+        return dataclasses.replace(a, values=jax.vmap(_to_unit_magnitude)(a.values), weights=weights)
+
     def _comparable(self, a: Features) -> Features:
-        if self.config.kind != "latent":
+        if self.config.kind != "latent" or not isinstance(a.values, tuple):
             return a
         mean, var = a.values
         # 2-Wasserstein between diagonal Gaussians is the Euclidean distance of (mean, standard deviation).
@@ -188,7 +198,7 @@ class Embedding:
 
 
 def make_embedding(config: EmbeddingConfig) -> Embedding:
-    """The embedding that a configuration names."""
+    """Make the embedding of a configuration."""
     return Embedding(config)
 
 
@@ -206,11 +216,11 @@ NAMES: dict[str, dict[str, Any]] = {
     "latent-wasserstein": {"kind": "latent", "latent": "wasserstein"},
     "latent-kl": {"kind": "latent", "latent": "kl"},
 }
-"""What a user calls the embeddings: name -> fields of `EmbeddingConfig`, the reward weights and the metric aside."""
+"""Names of the embeddings on the command line: name -> fields of `EmbeddingConfig`, the reward weights and the metric aside."""
 
 
 def named_embedding(name: str, reward: str | None = None, metric: str | None = None) -> EmbeddingConfig:
-    """The configuration of an embedding by its name in `NAMES`.
+    """Return the configuration of an embedding by its name in `NAMES`.
 
     Args:
       name: of `NAMES`.
@@ -226,7 +236,7 @@ def named_embedding(name: str, reward: str | None = None, metric: str | None = N
 
 
 def embedding_name(config: EmbeddingConfig) -> str:
-    """The name of a configuration whatever its reward weights and metric; of several, the one it has all fields of."""
+    """Return the name of a configuration whatever its reward weights and metric; of several, the one it has all fields of."""
     fields = dataclasses.asdict(config).items()
     return max((name for name in NAMES if fields >= NAMES[name].items()), key=lambda name: len(NAMES[name]))
 
@@ -235,7 +245,7 @@ def embedding_name(config: EmbeddingConfig) -> str:
 
 
 def finite_steps(episodes: Episodes) -> tuple[Episodes, jax.Array]:
-    """Episodes with zeros wherever a step is invalid or not finite, and the mask `[E, T]` of the steps that remain.
+    """Return episodes with zeros wherever a step is invalid or not finite, and the mask `[E, T]` of the steps that remain.
 
     Zeros, because a weight of 0 does not silence a NaN.
     """
@@ -253,11 +263,11 @@ def finite_steps(episodes: Episodes) -> tuple[Episodes, jax.Array]:
 
 
 def reward_weights(rewards: jax.Array, valid: jax.Array, mode: str) -> tuple[jax.Array, jax.Array]:
-    """Weights of one task's transitions, the means over steps and episodes folded in, and whether the guard fired.
+    """Compute weights of one task's transitions, the means over steps and episodes included, and whether the guard fired.
 
     `w_et = valid_et rho_et / (T_e E)`, with T_e the valid steps of episode e, E the episodes that have one, and rho the reward
     over its maximum over all valid transitions of the task. With a maximum <= 0 or tiny that would flip or inflate every
-    weight, so unless `max r > 0.05 max|r|` the guard divides by `max|r|` (spec 4.5).
+    weight, so unless `max r > 0.05 max|r|` the guard divides by `max|r|`.
 
     Args:
       rewards: `[E, T]`.
@@ -288,26 +298,46 @@ def _merge_episodes(leaf: jax.Array) -> jax.Array:
 # The kinds, each on the n = E T flattened steps of one task --------------------------------------------------------
 
 
-def transition_embedding(steps: Episodes, weights: jax.Array) -> jax.Array:
-    """`sum_t w_t [s_t, s_t+1][s_t, s_t+1]^T`, flattened `[(2 O)^2]` (section 4.2, embedding 2)."""
+def transition_embedding(steps: Episodes, weights: jax.Array, any_scale: bool = False) -> jax.Array:
+    """Compute `sum_t w_t [s_t, s_t+1][s_t, s_t+1]^T`, flattened `[(2 O)^2]` (section 4.2, embedding 2).
+
+    Args:
+      steps: leaves `[n, ...]`.
+      weights: `[n]`.
+      any_scale: whether any positive multiple will do; then observations whose squares leave float32's range do as well.
+    """
     pairs = jnp.concatenate([steps.obs, steps.next_obs], -1)
-    return _second_moment(weights, pairs).ravel()
+    return _second_moment(weights, _to_unit_maximum(pairs) if any_scale else pairs).ravel()
 
 
-def gradient_embedding(apply: Apply, params: Any, steps: Episodes, weights: jax.Array, density: str) -> jax.Array:
-    """`sum_t w_t grad_theta pi(a_t | s_t)` at the executed actions, `[d]` (section 4.2, embedding 4); or of `log pi`."""
+def gradient_embedding(
+    apply: Apply, params: Params, steps: Episodes, weights: jax.Array, density: str, any_scale: bool = False
+) -> jax.Array:
+    """Compute `sum_t w_t grad_theta pi(a_t | s_t)` at the executed actions, `[d]` (section 4.2, embedding 4); or of `log pi`.
 
-    def weighted(params: Any) -> jax.Array:
+    With `any_scale` densities are divided by the largest of a weighted step: a narrow policy's leave float32's range.
+    """
+
+    def weighted(params: Params) -> jax.Array:
         log_probs = jax.vmap(gaussian_log_prob(apply), in_axes=(None, 0, 0))(params, steps.obs, steps.actions)
+        if density == "density" and any_scale:
+            highest = jnp.max(jnp.where(weights != 0, log_probs, -jnp.inf))
+            log_probs = jnp.where(weights != 0, log_probs - jax.lax.stop_gradient(highest), 0.0)
         return weights @ (jnp.exp(log_probs) if density == "density" else log_probs)
 
     return fisher.flatten_samples(jax.grad(weighted)(params), 0)
 
 
 def fisher_embedding(
-    apply: Apply, params: Any, obs: jax.Array, weights: jax.Array, uniform: jax.Array, key: jax.Array, config: EmbeddingConfig
+    apply: Apply,
+    params: Params,
+    obs: jax.Array,
+    weights: jax.Array,
+    uniform: jax.Array,
+    key: jax.Array,
+    config: EmbeddingConfig,
 ) -> tuple[Any, Any]:
-    """The reward-weighted Fisher matrix `sum_t w_t E_a[g g^T | s_t]` in the configured form (section 4.2, embedding 1).
+    """Compute the reward-weighted Fisher matrix `sum_t w_t E_a[g g^T | s_t]` in the configured form (section 4.2, embedding 1).
 
     Args:
       apply: `apply(params, obs [O]) -> (mean [A], log_std [A])`.
@@ -340,8 +370,23 @@ def fisher_embedding(
 def gaussian_log_prob(apply: Apply) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
     """`log N(a; mean(s), diag exp(2 log_std(s)))` as a function of `(params, obs [O], action [A])`."""
 
-    def log_prob(params: Any, obs: jax.Array, action: jax.Array) -> jax.Array:
+    def log_prob(params: Params, obs: jax.Array, action: jax.Array) -> jax.Array:
         return distributions.gaussian_log_prob(action, *apply(params, obs))
+
+    return log_prob
+
+
+def noise_log_prob(apply: Apply) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
+    """`log N(a; mean(s), diag exp(2 log_std(s)))` at the fixed action `a = mean + exp(log_std) noise`.
+
+    The action itself is never rounded: a narrow policy's `a - mean` would keep few digits.
+    """
+
+    def log_prob(params: Params, obs: jax.Array, noise: jax.Array) -> jax.Array:
+        mean, log_std = apply(params, obs)
+        fixed_mean, fixed_log_std = jax.lax.stop_gradient((mean, log_std))
+        offset = (fixed_mean - mean) + jnp.exp(fixed_log_std) * noise
+        return distributions.gaussian_log_prob(offset, jnp.zeros_like(mean), log_std)
 
     return log_prob
 
@@ -359,17 +404,17 @@ class ScoreRows(NamedTuple):
 
 
 def sampled_rows(
-    apply: Apply, params: Any, obs: jax.Array, weights: jax.Array, uniform: jax.Array, key: jax.Array
+    apply: Apply, params: Params, obs: jax.Array, weights: jax.Array, uniform: jax.Array, key: jax.Array
 ) -> ScoreRows:
-    """Scores at one fresh action per state: a sample of the Fisher matrix, not the empirical Fisher matrix."""
-    mean, log_std = jax.vmap(apply, in_axes=(None, 0))(params, obs)
-    actions = distributions.sample_gaussian(key, mean, log_std)
-    factors = fisher.score_factors(gaussian_log_prob(apply), params, obs, actions)
+    """Compute scores at one fresh action per state: a sample of the Fisher matrix, not the empirical Fisher matrix."""
+    mean: Any = jax.eval_shape(jax.vmap(apply, in_axes=(None, 0)), params, obs)[0]
+    noise = jax.random.normal(key, mean.shape, mean.dtype)
+    factors = fisher.score_factors(noise_log_prob(apply), params, obs, noise)
     return ScoreRows(factors, weights, uniform, weights)
 
 
-def expected_rows(apply: Apply, params: Any, obs: jax.Array, weights: jax.Array, uniform: jax.Array) -> ScoreRows:
-    """Pseudo-scores of the exact expectation over actions, A of the mean and up to A of the deviation per state."""
+def expected_rows(apply: Apply, params: Params, obs: jax.Array, weights: jax.Array, uniform: jax.Array) -> ScoreRows:
+    """Compute pseudo-scores of the exact expectation over actions, A of the mean and up to A of the deviation per state."""
     mean, log_std = fisher.gaussian_factors(apply, params, obs)
     count = mean.rest.shape[0] // obs.shape[0]
     shared = log_std.rest.shape[0] == count
@@ -418,9 +463,41 @@ def _second_moment(weights: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def cosine(gram: jax.Array, squares_a: jax.Array, squares_b: jax.Array) -> jax.Array:
-    """Gram `[Na, Nb]` of the embeddings scaled to unit norm; a zero embedding keeps zero products."""
-    scale = jnp.sqrt(jnp.maximum(squares_a, 0.0)[:, None] * jnp.maximum(squares_b, 0.0)[None, :])
-    return jnp.where(scale > 0, gram / jnp.where(scale > 0, scale, 1.0), 0.0)
+    """Scale a Gram `[Na, Nb]` to embeddings of unit norm; a zero embedding keeps zero products.
+
+    Each norm divides by itself: the product of two squared norms would leave float32's range first.
+    """
+    scale_a, scale_b = jnp.sqrt(jnp.maximum(squares_a, 0.0))[:, None], jnp.sqrt(jnp.maximum(squares_b, 0.0))[None]
+    defined = (scale_a > 0) & (scale_b > 0)
+    cosines = gram / jnp.where(scale_a > 0, scale_a, 1.0) / jnp.where(scale_b > 0, scale_b, 1.0)
+    return jnp.where(jnp.logical_not(defined) & jnp.isfinite(gram), 0.0, cosines)
+
+
+def _to_unit_maximum(x: jax.Array) -> jax.Array:
+    """`x` divided by its largest magnitude; zeros stay."""
+    largest = jnp.max(jnp.abs(x), initial=0.0)
+    return x / jnp.where(largest > 0, largest, 1.0)
+
+
+def _to_unit_magnitude(values: PyTree) -> PyTree:
+    """One task's values as a positive multiple of themselves, with entries near 1; by what they are."""
+    if isinstance(values, fisher.ScoreFactors | fisher.JacobianFactors | KroneckerFactors):
+        return _balanced(values, values.inputs, values.deltas, values.rest)
+    return _to_unit_maximum(values)
+
+
+def _balanced(values: Any, inputs: tuple[jax.Array, ...], deltas: tuple[jax.Array, ...], rest: jax.Array) -> PyTree:
+    """Factors whose products are all scaled by one number, the inputs of each layer having 1 as their largest magnitude."""
+    sizes = [jnp.max(jnp.abs(x), initial=0.0) for x in inputs]
+    sizes = [jnp.where(size > 0, size, 1.0) for size in sizes]
+    scaled = [delta * size for delta, size in zip(deltas, sizes, strict=True)]
+    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in (*scaled, rest)]).max()
+    largest = jnp.where(largest > 0, largest, 1.0)
+    return values.replace(
+        inputs=tuple(x / size for x, size in zip(inputs, sizes, strict=True)),
+        deltas=tuple(delta / largest for delta in scaled),
+        rest=rest / largest,
+    )
 
 
 def _inner_products(a: Features, b: Features | None) -> jax.Array:
@@ -444,19 +521,19 @@ def _flat_dot(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def latent_features(mean: jax.Array, var: jax.Array) -> Features:
-    """Features of ONE task whose embedding is a posterior `N(mean, diag var)` over PEARL's latent, each `[Z]`."""
+    """Return features of ONE task whose embedding is a posterior `N(mean, diag var)` over PEARL's latent, each `[Z]`."""
     return Features((mean, var), None, jnp.zeros((), bool))
 
 
 def wasserstein2(mean_a: jax.Array, var_a: jax.Array, mean_b: jax.Array, var_b: jax.Array) -> jax.Array:
-    """Squared 2-Wasserstein distances `|m - m'|^2 + |s - s'|^2` between diagonal Gaussians, `[N*, Z]` -> `[Na, Nb]`."""
+    """Compute squared 2-Wasserstein distances `|m - m'|^2 + |s - s'|^2` between diagonal Gaussians, `[N*, Z]` -> `[Na, Nb]`."""
     means = (mean_a[:, None] - mean_b[None]) ** 2
     deviations = (jnp.sqrt(var_a)[:, None] - jnp.sqrt(var_b)[None]) ** 2
     return (means + deviations).sum(-1)
 
 
 def symmetric_kl(mean_a: jax.Array, var_a: jax.Array, mean_b: jax.Array, var_b: jax.Array) -> jax.Array:
-    """Mean of the two Kullback-Leibler divergences between diagonal Gaussians, `[Na, Z]`, `[Nb, Z]` -> `[Na, Nb]`.
+    """Compute the mean of the two Kullback-Leibler divergences between diagonal Gaussians, `[Na, Z]`, `[Nb, Z]` -> `[Na, Nb]`.
 
     `1/4 sum_z [(v + d^2)/v' + (v' + d^2)/v - 2]` with d the difference of the means.
     """

@@ -1,9 +1,9 @@
-"""Paying a learner for telling tasks apart: what a probe may be trained on (the paper's Discussion).
+"""A reward for telling tasks apart, on which a probe may be trained (the paper's Discussion).
 
 The mutual information between the task n and what a step of it shows, x = (s, s', r), is at least `E[log q(n|x)] + log N` for
 any classifier q (Barber and Agakov 2003), so `log q(n|x) + log N` rewards a policy for behaviour that gives its task away, as
 VIC (Gregor et al. 2016) and DIAYN (Eysenbach et al. 2019) reward skills. Theirs is a network trained alongside; q here is a
-linear discriminant in closed form, fitted to the very batch that it pays, so that a learner carries no further state.
+linear discriminant in closed form, fitted to the batch that it rewards, so that a learner has no further state.
 
 Axes: M tasks drawn, R episodes, T steps, B samples, F features, N tasks.
 """
@@ -14,14 +14,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from tamherd_jax.envs.episodes import Episodes
+from tamherd_jax.types import Episodes
 
 RIDGE = 1e-3
 """Added to the variances within tasks, in units of each feature's total variance."""
 
 
 def information_reward(episodes: Episodes, task: jax.Array, tasks: int, weight: float = 1.0) -> jax.Array:
-    """`r + beta clip(log q(n | s, s', r) + log N', -log N', log N')`, N' the tasks that were drawn.
+    """Compute `r + beta clip(log q(n | s, s', r) + log N', -log N', log N')`, N' the tasks that were drawn.
 
     The reward is among the features because tasks may differ in nothing else. Clipped, a step that looks like another task's
     costs no more than a telling one earns.
@@ -48,7 +48,7 @@ def information_reward(episodes: Episodes, task: jax.Array, tasks: int, weight: 
 
 
 def linear_discriminant(features: jax.Array, label: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
-    """Log posterior `[B, N]` of Fisher's linear discriminant, fitted to the samples that it is asked about.
+    """Compute the log posterior `[B, N]` of Fisher's linear discriminant, fitted to the samples that it is asked about.
 
     Gaussian classes of equal prior with means m_n and one covariance C: `log q(n|x) = x C^-1 m_n - m_n C^-1 m_n / 2 - log Z`.
     Features are standardised first and C gets `RIDGE` on its diagonal, so that one that never changes does no harm.
@@ -65,6 +65,8 @@ def linear_discriminant(features: jax.Array, label: jax.Array, weights: jax.Arra
     with jax.default_matmul_precision("highest"):
         total = jnp.maximum(weights.sum(), 1.0)
         centred = features - (weights @ features / total)[None]
+        largest = jnp.max(jnp.abs(centred) * (weights > 0)[:, None], axis=0)
+        centred = centred / jnp.where(largest > 0, largest, 1.0)[None]  # squares of any unit stay in float32's range
         scale = jnp.sqrt(weights @ centred**2 / total)
         x = centred / jnp.where(scale > 0, scale, 1.0)[None]
         member = jax.nn.one_hot(label, classes, dtype=x.dtype) * weights[:, None]
