@@ -95,6 +95,15 @@ def test_auto_may_find_a_single_cluster():
     assert cluster(x[:2] @ x[:2].T, ClusteringConfig("ward", "auto")).k == 1
 
 
+@pytest.mark.parametrize("selection", clustering.SELECTIONS)
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 0.3])
+def test_auto_finds_one_cluster_where_nothing_tells_the_tasks_apart(selection, noise):
+    """The same task many times: exactly, up to the rounding of float32 products, and up to the noise of its samples."""
+    rng = np.random.default_rng(0)
+    x = 1.0 + noise * rng.normal(size=(12, 40)).astype(np.float32)
+    assert cluster(x @ x.T, ClusteringConfig("ward", "auto", selection)).k == 1
+
+
 def test_scores_are_silhouettes_of_the_vectors():
     x = blobs(spread=1.5)
     scores = cluster(x @ x.T, ClusteringConfig()).scores["silhouette"]

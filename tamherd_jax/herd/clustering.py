@@ -22,19 +22,23 @@ SELECTIONS = ("silhouette", "gap", "stability")
 
 # Resampling: pairs of subsamples per K, the share of tasks in each, and the mean agreement that counts as stable.
 RESAMPLES, SHARE, STABLE = 20, 0.8, 0.9
+# Mean silhouette up to which a partition shows no substantial structure (Kaufman and Rousseeuw 1990, table 4).
+NO_STRUCTURE = 0.25
+# Largest squared distance, over the largest squared norm, of tasks that only rounding of float32 products tells apart.
+COINCIDE = 1e-5
 REFERENCES = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class ClusteringConfig:
-    """How tasks are clustered. The default is Ward's linkage with K = 2 (spec 4.6).
+    """How tasks are clustered. The default is Ward's linkage with K = 2.
 
     Attributes:
       method: `ward`, `kmeans` on exact coordinates; `average`, `complete`, `single`, `hdbscan` on distances; `spectral` on a
         Gaussian affinity with the median distance as its width.
       clusters: K, or "auto". `hdbscan` finds its own number and takes "auto" only.
       selection: what "auto" maximises: the `silhouette`; the `gap` statistic (Tibshirani et al., 2001); `stability`, the
-        agreement of the clusters of subsamples (Ben-Hur et al., 2002). The last two may choose 1.
+        agreement of the clusters of subsamples (Ben-Hur et al., 2002). All choose 1 where nothing tells the tasks apart.
       max_clusters: the largest K that "auto" tries.
 
     Raises:
@@ -51,7 +55,9 @@ class ClusteringConfig:
             raise ValueError(f"clustering method is one of {', '.join(METHODS)}; not {self.method!r}")
         if self.selection not in SELECTIONS:
             raise ValueError(f"clustering selection is one of {', '.join(SELECTIONS)}; not {self.selection!r}")
-        if self.clusters != "auto" and (not isinstance(self.clusters, int) or self.clusters < 1):
+        if self.clusters != "auto" and (
+            not isinstance(self.clusters, int) or isinstance(self.clusters, bool) or self.clusters < 1
+        ):
             raise ValueError(f"clusters is a positive number or 'auto', not {self.clusters!r}")
         if self.method == "hdbscan" and self.clusters != "auto":
             raise ValueError(f"clustering method 'hdbscan' finds its own number: clusters must be 'auto', not {self.clusters}")
@@ -186,16 +192,17 @@ def canonical(labels: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse]
 
 
-def _hdbscan(gram: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` density clusters, of at least two tasks each; noise goes to the nearest mean, and nothing but noise is
-    one cluster.
+def _hdbscan(gram: np.ndarray, max_clusters: int) -> np.ndarray:
+    """Labels of at most `max_clusters` density clusters, of at least two tasks each; noise is assigned to the nearest mean.
+
+    If HDBSCAN labels every task as noise, all tasks form one cluster.
     """
     from sklearn.cluster import HDBSCAN
 
     tasks = len(gram)
-    if tasks < 3 or most < 2:
+    if tasks < 3 or max_clusters < 2:
         return np.zeros(tasks, int)
-    smallest = max(2, -(-tasks // most))
+    smallest = max(2, -(-tasks // max_clusters))
     model = HDBSCAN(min_cluster_size=smallest, metric="precomputed", copy=True)
     labels = model.fit_predict(np.sqrt(squared_distances(gram)))
     core = labels >= 0
@@ -213,7 +220,7 @@ def _choose(gram: np.ndarray, config: ClusteringConfig, seed: int) -> tuple[int,
     """K and the scores by which it was chosen."""
     tasks = len(gram)
     top = min(config.max_clusters, tasks - 1)
-    if top < 2:
+    if top < 2 or _coincide(gram):
         return 1, {}
     if config.selection == "gap":
         return _gap(gram, config.method, top, seed)
@@ -221,9 +228,16 @@ def _choose(gram: np.ndarray, config: ClusteringConfig, seed: int) -> tuple[int,
         stability = _stability(gram, config.method, range(2, top + 1), seed)
         # Nested structure may be equally stable at several K: the finest says most.
         best = max(stability, key=lambda k: (stability[k], k))
-        return (best if stability[best] >= STABLE else 1), {"stability": stability}
+        separated = _silhouette(gram, partition(gram, config.method, best, seed)) > NO_STRUCTURE
+        return (best if stability[best] >= STABLE and separated else 1), {"stability": stability}
     silhouettes = _silhouettes(gram, config.method, range(2, top + 1), seed)
-    return max(silhouettes, key=lambda k: silhouettes[k]), {"silhouette": silhouettes}
+    best = max(silhouettes, key=lambda k: silhouettes[k])
+    return (best if silhouettes[best] > NO_STRUCTURE else 1), {"silhouette": silhouettes}
+
+
+def _coincide(gram: np.ndarray) -> bool:
+    """Whether all tasks are the same point but for the rounding of their products."""
+    return bool(squared_distances(gram).max() <= COINCIDE * np.abs(np.diagonal(gram)).max())
 
 
 def _silhouettes(gram: np.ndarray, method: str, ks: range, seed: int) -> dict[int, float]:
@@ -325,13 +339,13 @@ def _assignment(xp: Any, gram: Any, membership: Any, cross: Any, norms: Any) -> 
 
 
 def membership_weights(labels: np.ndarray, task_ids: np.ndarray, n_tasks: int, k: int) -> np.ndarray:
-    """Training distribution of each member, `[K, n_tasks]`: the tasks' shares among the draws in its cluster (spec 4.6).
+    """Compute each member's training distribution, `[K, n_tasks]`: the tasks' shares among the samples in its cluster.
 
-    A member whose cluster is empty (k beyond the clusters found) gets the distribution of all draws; it is never assigned.
+    A member whose cluster is empty (k beyond the clusters found) gets the distribution of all samples; it is never assigned.
 
     Args:
-      labels: `[N]` cluster of each embedded draw.
-      task_ids: `[N]` which task of the set each draw was.
+      labels: `[N]` cluster of each embedded sample.
+      task_ids: `[N]` index of the task that each sample is of.
       n_tasks: tasks in the set.
       k: members.
 
