@@ -58,7 +58,8 @@ class TaskEnv(Protocol):
     """Environment as learners see it: Brax's interface with the task as data in `reset`.
 
     `step` must leave a state whose `done` is 1 unchanged, with reward 0. `metrics["nonfinite"]`, where present, is 1 for a
-    step after which the state was no longer finite.
+    step after which the state was no longer finite. `info["truncation"]`, where present, is 1 where `done` is due to a time
+    limit, as Brax's `EpisodeWrapper` has it: the episode is over, but its last state has a value.
     """
 
     def reset(self, rng: jax.Array, task: PyTree) -> Any:
@@ -94,7 +95,8 @@ class Episodes:
       actions: `[..., T, A]` the policy's own action, before the environment's scaling and clipping.
       rewards: `[..., T]`, 0 where not valid.
       next_obs: `[..., T, O]` observation after the action.
-      terminated: `[..., T]` 1 on the step that ended the episode (a fall, a diverged state); a time limit is no termination.
+      terminated: `[..., T]` 1 on the step that ended the episode (a fall, a diverged state); a time limit is no termination,
+        the environment's own included.
       valid: `[..., T]` 1 while the episode had not terminated before this step, and the step stayed finite.
       nonfinite: `[...]` 1 if the episode was ended because its state stopped being finite.
     """

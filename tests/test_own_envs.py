@@ -1,9 +1,12 @@
 """Users' own environments and tasks: the adapter, mixtures, and the task sets that ship."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from goal_mass import GoalMass
 from point_mass import PointMass, PointTask
 from toy import toy_config
@@ -23,10 +26,16 @@ from tamherd_jax.envs import (
     take_tasks,
 )
 from tamherd_jax.envs._brax import Env, State
+from tamherd_jax.envs.episodes import collect_lane
+from tamherd_jax.envs.tasks import mean_by_task
 from tamherd_jax.experiments.herds import trained_herd
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.physics import DEFAULT_BODIES, frame_skips, get_physics, init_state, load_model, perturbed_models
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from brax.envs.wrappers.training import EpisodeWrapper
 
 
 class Slider(Env):
@@ -151,6 +160,133 @@ def test_observations_that_are_no_array_are_refused():
 
     with pytest.raises(ValueError, match="observations of Sensors are no array but a dict"):
         _ = TaskedEnv(Sensors()).observation_size
+
+
+@struct.dataclass
+class PlaygroundState:
+    """Fields of a MuJoCo Playground state: `data` where Brax has `pipeline_state`."""
+
+    data: jax.Array
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    metrics: dict
+    info: dict
+
+
+class Playground(Env):
+    def reset(self, rng):
+        return PlaygroundState(jnp.zeros(1), jnp.zeros(1), jnp.zeros(()), jnp.zeros(()), {}, {"steps": jnp.zeros(())})
+
+    def step(self, state, action):
+        state.info["steps"] += 1
+        x = state.data + action
+        return state.replace(data=x, obs=x, reward=x[0], done=jnp.where(x[0] > 2, 1.0, 0.0))
+
+    observation_size = action_size = 1
+    backend = "mjx"
+
+
+def test_a_state_without_pipeline_state_will_do():
+    env = TaskedEnv(Playground(), reward=lambda task, before, action, after: task * (after.data - before.data)[0])
+    collect = jax.jit(lambda key: collect_episodes(env, lambda obs, k: jnp.ones(1), jnp.float32(2.0), key, 2, 5))
+    episodes = collect(jax.random.key(0))
+    np.testing.assert_array_equal(episodes.rewards, [[2.0, 2.0, 2.0, 0.0, 0.0]] * 2)
+    np.testing.assert_array_equal(episodes.terminated, [[0.0, 0.0, 1.0, 0.0, 0.0]] * 2)
+    assert env.observation_size == 1
+
+
+@pytest.mark.parametrize(("limit", "terminates"), [(2, False), (9, True)])
+def test_a_time_limit_of_the_environments_own_is_no_termination(limit, terminates):
+    """Brax's wrapper sets `done` at its limit; the slider itself ends its third step beyond the edge."""
+    last = 3 if terminates else limit
+    act, task = lambda obs, k: jnp.ones(1), jnp.float32(0.0)
+
+    def start(task, state):
+        return state.replace(pipeline_state=jnp.array([0.5, 0.0]))
+
+    env = TaskedEnv(EpisodeWrapper(Slider(), limit, 1), start=start)
+    episodes = jax.jit(lambda k: collect_episodes(env, act, task, k, 1, 5))(jax.random.key(0))
+    assert float(episodes.steps[0]) == last
+    assert float(episodes.terminated.sum()) == terminates
+    mixed = MixedEnv([env, PointMass()])
+    point = PointTask(mode=jnp.int32(0), gain=jnp.float32(1.0))
+    both = MixedTask(mode=jnp.int32(0), tasks=(task, point))
+    episodes = jax.jit(lambda k: collect_episodes(mixed, act, both, k, 1, 5))(jax.random.key(0))
+    assert (float(episodes.steps[0]), float(episodes.terminated.sum())) == (last, terminates)
+    lane = jax.jit(lambda k: collect_lane(env, lambda c, obs, k: jnp.ones(1), (), lambda k, i: (), task, k, 5, 5))
+    assert (float(lane(jax.random.key(0)).terminated.sum()) > 0) == terminates
+
+
+class BadStart(Slider):
+    def reset(self, rng):
+        return super().reset(rng).replace(obs=jnp.full(2, jnp.nan))
+
+
+@pytest.mark.parametrize("env", [TaskedEnv(BadStart()), None], ids=["adapter", "own"])
+def test_a_reset_that_is_not_finite_is_counted_and_kept_out(env):
+    """Even where the policy does not look, and where the environment itself says nothing."""
+
+    class Own(PointMass):
+        def reset(self, rng, task):
+            return super().reset(rng, task).replace(obs=jnp.full(1, jnp.nan))
+
+    task = PointTask(mode=jnp.int32(0), gain=jnp.float32(1.0)) if env is None else jnp.float32(0.0)
+    episodes = collect_episodes(env or Own(), lambda obs, k: jnp.ones(1), task, jax.random.key(0), 2, 3)
+    assert episodes.nonfinite.tolist() == [1.0, 1.0]
+    assert float(episodes.valid[:, 0].sum()) == 0.0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(episodes))
+
+
+def changed(**parts):
+    class Changed(Slider):
+        def step(self, state, action):
+            after = super().step(state, action)
+            for field in ("info", "metrics"):
+                if field in parts:
+                    getattr(after, field)[parts[field]] = jnp.zeros(())
+            return after.replace(reward=after.reward[None]) if "reward" in parts else after
+
+    return Changed()
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (changed(reward=1), r"reward of Changed must be a scalar, not of shape \(1,\)"),
+        (changed(info="seen"), "step of Changed adds the info key 'seen': reset and step must have the same keys"),
+        (changed(metrics="seen"), "step of Changed adds the metrics key 'seen'"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused_in_words(env, message):
+    env = TaskedEnv(env)
+    state = env.reset(jax.random.key(0), jnp.float32(0.0))
+    with pytest.raises(ValueError, match=message):
+        env.step(state, jnp.ones(1))
+
+
+def test_discrete_actions_and_unknown_modes_are_refused():
+    class Discrete(Slider):
+        action_space = type("Space", (), {"n": 3})()
+
+    with pytest.raises(ValueError, match="Discrete has a discrete action space; learners need continuous actions"):
+        TaskedEnv(Discrete())
+    env = MixedEnv([PointMass(), GoalMass()])
+    parts = (PointTask(mode=jnp.int32(0), gain=jnp.float32(1.0)), jnp.zeros(2))
+    with pytest.raises(ValueError, match="mode must be 0 to 1, not 5"):
+        env.reset(jax.random.key(0), MixedTask(mode=5, tasks=parts))
+    with pytest.raises(ValueError, match="needs 2 tasks, one for each environment, not 1"):
+        env.reset(jax.random.key(0), MixedTask(mode=0, tasks=parts[:1]))
+    traced = jax.jit(env.reset)(jax.random.key(0), MixedTask(mode=jnp.int32(-1), tasks=parts))
+    assert np.isnan(traced.obs).all()
+
+
+def test_debugging_nans_finds_none_of_ours():
+    """Tasks that were not drawn have no mean return; the NaN that says so must not stop a user's search for others."""
+    index, values = jnp.array([0, 0, 2]), jnp.array([1.0, 3.0, 5.0])
+    np.testing.assert_array_equal(jax.jit(lambda v: mean_by_task(index, v, 4))(values), [2.0, np.nan, 5.0, np.nan])
+    with jax.debug_nans(True):
+        np.testing.assert_array_equal(jax.jit(lambda v: mean_by_task(index, v, 4))(values), [2.0, -np.inf, 5.0, -np.inf])
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,16 @@ def collect_recurrent_episode(
         state, carry = scanned
         action, next_carry = act(carry, state.obs, step_key)
         after = env.step(state, action)
-        diverged = after.metrics.get("nonfinite", jnp.zeros_like(after.done))
+        # A policy that ignores observations acts on a non-finite one as well, which the step need not show.
+        finite = _sound(after, action) & jnp.all(jnp.isfinite(state.obs))
+        diverged = jnp.where(finite, 0.0, 1.0).astype(after.done.dtype)
         valid = (1.0 - state.done) * (1.0 - diverged)
-        terminated = (1.0 - state.done) * after.done
+        terminated = (1.0 - state.done) * after.done * (1.0 - _truncated(after))
         reward = jnp.where(valid > 0, after.reward, 0.0)
-        action = jnp.where(valid > 0, action, 0.0)  # a non-finite action must not reach a gradient through 0 * nan
-        return (after, next_carry), ((state.obs, action, reward, after.obs, terminated, valid, diverged), carry)
+        # Non-finite numbers in padding would reach gradients through 0 * nan.
+        action = jnp.where(valid > 0, action, 0.0)
+        obs, next_obs = (jnp.where(jnp.isfinite(x), x, 0.0) for x in (state.obs, after.obs))
+        return (after, next_carry), ((obs, action, reward, next_obs, terminated, valid, diverged), carry)
 
     start = env.reset(reset_key, task), carry
     _, (record, carries) = jax.lax.scan(step, start, jax.random.split(action_key, length))
@@ -138,13 +142,14 @@ def collect_lane(
     """
     reset_key, scan_key = jax.random.split(key)
 
-    def step(carry, step_key):
+    def step(carry: Any, step_key: jax.Array) -> tuple[Any, Any]:
         state, context, age, episode = carry
         action_key, fresh_key, renew_key = jax.random.split(step_key, 3)
         action = act(context, state.obs, action_key)
         after = env.step(state, action)
         sound = _sound(after, action)
-        record = _masked(sound, (state.obs, action, after.reward, after.obs, after.done))
+        terminated = after.done * (1.0 - _truncated(after))
+        record = _masked(sound, (state.obs, action, after.reward, after.obs, terminated))
         over = (after.done > 0) | ~sound | (age + 1 >= horizon)
         fresh = env.reset(fresh_key, task), renew(renew_key, episode + 1), jnp.zeros_like(age), episode + 1
         carry = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, (after, context, age + 1, episode))
@@ -154,6 +159,11 @@ def collect_lane(
     _, (record, valid, episode) = jax.lax.scan(step, carry, jax.random.split(scan_key, length))
     obs, actions, rewards, next_obs, terminated = record
     return Lanes(obs, actions, rewards, next_obs, terminated, valid, jnp.sum(1.0 - valid), episode)
+
+
+def _truncated(after: Any) -> jax.Array:
+    """1 where a time limit of the environment's own ended the episode; Brax's `EpisodeWrapper` says so in `info`."""
+    return after.info.get("truncation", jnp.zeros_like(after.done))
 
 
 def _sound(after: Any, action: jax.Array) -> jax.Array:

@@ -183,6 +183,12 @@ def systematic_resample(key: jax.Array, weights: jax.Array, size: int) -> jax.Ar
 
 
 def mean_by_task(index: jax.Array, values: jax.Array, tasks: int) -> jax.Array:
-    """`[N]` means of `values` `[M]` over the entries of each task, `index` `[M]`; NaN for a task with none."""
+    """Return the means `[N]` of `values` `[M]` over the entries of each task, `index` `[M]`; NaN for a task with none.
+
+    Under `JAX_DEBUG_NANS=1`, which stops at every NaN that a program returns, minus infinity takes the place of these.
+    """
     mine = jnp.arange(tasks)[:, None] == index[None]
-    return jnp.sum(jnp.where(mine, values[None], 0.0), axis=1) / jnp.sum(mine, axis=1)  # 0 / 0 = NaN
+    count = jnp.sum(mine, axis=1)
+    means = jnp.sum(jnp.where(mine, values[None], 0.0), axis=1) / jnp.maximum(count, 1)
+    debugging: bool = jax.config.jax_debug_nans  # type: ignore[attr-defined]
+    return jnp.where(count > 0, means, -jnp.inf if debugging else jnp.nan)
