@@ -1,7 +1,8 @@
 """Compiled MuJoCo models of the registry's bodies, and the padding that lets bodies of different size share one program.
 
 Models come from the XML files that Brax ships (masses, joints, gears and friction equal gymnasium's to machine precision), with
-two changes: every geom of the body collides with the floor and with nothing else, and Brax's own tuning parameters are dropped.
+three changes: every geom of the body collides with the floor and with nothing else, joint ranges of whole degrees are exact
+instead of radians of six digits, and Brax's own tuning parameters are dropped.
 
 **Padding.** A set of bodies shares one layout: the largest number of chains and of links per chain among them. A smaller body
 gets weightless links (mass and inertia 0, armature 1 kg m^2, no geoms, motors of gear 0) until it has that layout. They exert
@@ -61,6 +62,7 @@ def body_spec(body: str, layout: tuple[int, int] | None = None) -> mujoco.MjSpec
     """
     entry = registry.get_body(body)
     spec = mujoco.MjSpec.from_string(_asset(entry.model))
+    _restore_whole_degrees(spec)
     for geom in spec.geoms:
         if geom.type != mujoco.mjtGeom.mjGEOM_PLANE:
             geom.contype, geom.conaffinity = 1, 0
@@ -73,6 +75,16 @@ def body_spec(body: str, layout: tuple[int, int] | None = None) -> mujoco.MjSpec
     if layout is not None and layout != layout_of(spec):
         _pad(spec, layout)
     return spec
+
+
+def _restore_whole_degrees(spec: mujoco.MjSpec) -> None:
+    """Make joint ranges in radians that round whole degrees, such as -2.61799 for -150, exact."""
+    if spec.compiler.degree:
+        return
+    for joint in spec.joints:
+        degrees = np.degrees(joint.range)
+        whole = np.round(degrees)
+        joint.range = np.where(np.abs(degrees - whole) < 1e-3, np.radians(whole), joint.range)
 
 
 def compile_spec(spec: mujoco.MjSpec) -> mujoco.MjModel:
