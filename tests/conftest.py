@@ -1,6 +1,7 @@
 """Shared by all tests: float64 and strict shapes on demand, the environment on MuJoCo C."""
 
 import contextlib
+import functools
 import gc
 import os
 import pickle
@@ -10,9 +11,45 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jax.numpy as jnp
 import pytest
 from filelock import FileLock
 from real_runs import RUNS
+
+
+def pytest_addoption(parser):
+    """`--jitter N` stands in for another processor: N names a perturbation of all learners' initial parameters by 1e-6."""
+    parser.addoption("--jitter", type=int, default=0, help="seed of a relative perturbation of initial parameters; 0: none")
+
+
+def jittered(init, seed):
+    """`learner.init` whose floating-point leaves are multiplied by `1 + 1e-6 N(0, 1)`."""
+
+    @functools.wraps(init)
+    def perturbed(self, key):
+        state = init(self, key)
+        leaves, structure = jax.tree.flatten(state)
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        moved = [
+            leaf * (1 + 1e-6 * jax.random.normal(k, leaf.shape, leaf.dtype))
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return structure.unflatten(moved)
+
+    return perturbed
+
+
+def pytest_sessionstart(session):
+    """Perturb the learners where asked to; their tests of learning are marked `learning` and must pass all the same."""
+    seed = session.config.getoption("--jitter")
+    if seed:
+        from tamherd_jax.maml import MAML
+        from tamherd_jax.pearl import PEARL
+
+        for learner in (MAML, PEARL):
+            learner.init = jittered(learner.init, seed)
 
 
 def pytest_configure(config):

@@ -38,6 +38,7 @@ def herd_run():
     return experiment, events, run_curves(experiment.plan, experiment.state)
 
 
+@pytest.mark.learning
 def test_a_herd_of_two_beats_one_learner_and_reaches_the_oracle(herd_run):
     """Each member's task has one answer; the single learner must find it out with one inner step of a few episodes."""
     _, _, curves = herd_run
@@ -49,6 +50,7 @@ def test_a_herd_of_two_beats_one_learner_and_reaches_the_oracle(herd_run):
     assert (last["herd"].mean(1) > last["single"].mean(1) + 1.0).all()  # in every seed
 
 
+@pytest.mark.learning
 def test_clusters_are_the_modes_and_test_tasks_are_assigned_right(herd_run):
     experiment, _, curves = herd_run
     document = results_document(experiment.plan, experiment.state, curves)

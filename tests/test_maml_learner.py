@@ -298,6 +298,7 @@ def test_training_compiles_once(mapped):
     assert len(traces) == before + 1
 
 
+@pytest.mark.learning
 def test_maml_learns_the_point_mass():
     """Within one mode the answer is known: full speed ahead; the best return is T (gain + bonus)."""
     learner = MAML(PointMass(), 8, dataclasses.replace(SMALL, horizon=8))

@@ -402,6 +402,9 @@ WRONG = {
     r"shapes must be equal: x \(3,\), valid \(2,\)": lambda: masked_mean(jnp.ones(3), jnp.ones(2)),
     r"shapes must be equal: advantages \(3,\)": lambda: normalize_advantages(jnp.ones(3), jnp.ones(2)),
     "obs must have rank 2": lambda: linear_features(jnp.ones(3)),
+    "mask must hold True or False for each parameter, not 'False'": lambda: adapt(
+        lambda p: p["w"], {"w": jnp.ones(())}, step_size=0.1, mask={"w": "False"}
+    ),
     "obs must have rank 3": lambda: linear_baseline(jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.ones((3, 2))),
     r"shapes must be equal: returns \(2, 6\)": lambda: linear_baseline(OBS, jnp.ones((2, 6)), VALID),
 }

@@ -313,6 +313,9 @@ def _chosen(params: Params, mask: Any) -> list[bool]:
     """Which leaves are adapted."""
     mask = True if mask is None else mask(params) if callable(mask) else mask
     wanted = _broadcast("mask", mask, params)
+    wrong = [want for want in wanted if not isinstance(want, bool | np.bool_)]
+    if wrong:
+        raise ValueError(f"mask must hold True or False for each parameter, not {wrong[0]!r}")
     return [_is_float(leaf) and bool(want) for leaf, want in zip(jax.tree.leaves(params), wanted, strict=True)]
 
 
