@@ -41,11 +41,20 @@ device_description_str: "{GPU_KIND}"
 
 
 @contextlib.contextmanager
-def lowering_for(platform: str, kind: str = GPU_KIND) -> Iterator[None]:
-    """Say for which GPU programs are lowered: from JAX 0.11 on, Pallas asks; before, and on a TPU, nothing is needed."""
-    if platform == "cuda" and "platform" in inspect.signature(AbstractDevice).parameters:
+def lowering_for(platform: str, kind: str = GPU_KIND) -> Iterator[AbstractMesh]:
+    """Trace and lower within this context; yields a mesh of one device that is not there.
+
+    From JAX 0.11 on, Pallas asks for which GPU it lowers; before, and for a TPU, nothing is needed.
+    """
+    if platform == "cuda" and asks_which_gpu():
         device = AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
-        with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)):
-            yield
+        mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            yield mesh
     else:
-        yield
+        yield AbstractMesh((1,), ("x",), (AxisType.Auto,))
+
+
+def asks_which_gpu() -> bool:
+    """Whether this JAX's Pallas lowers for a named GPU only."""
+    return "platform" in inspect.signature(AbstractDevice).parameters

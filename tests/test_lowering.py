@@ -5,9 +5,10 @@ import sys
 import jax
 import pytest
 from jax.experimental import pallas
+from jax.sharding import PartitionSpec
 
-from benchmarks.programs import SMALL, Traceable, epoch, physics_step, programs
-from benchmarks.targets import lowering_for
+from benchmarks.programs import SMALL, epoch, physics_step, programs
+from benchmarks.targets import asks_which_gpu, lowering_for
 from tamherd_jax.physics.planar import body_table, kernel
 
 TRITON = "__gpu$xla.gpu.triton"
@@ -16,9 +17,8 @@ WITHOUT_PHYSICS = ("Gram", "XLA form")
 
 
 def lower(platform, program):
-    traced = jax.jit(program.fn).trace(*program.args)
     with lowering_for(platform):
-        return traced.lower(lowering_platforms=(platform,)).as_text()
+        return jax.jit(program.fn).trace(*program.args).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -31,12 +31,27 @@ def test_lowers(platform, name):
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("algorithm", ["maml", "pearl"])
-def test_lowers_mapped_over_devices(platform, algorithm):
+@pytest.mark.parametrize("route", ["pmap", "shard_map"])
+def test_lowers_mapped_over_devices(route, algorithm, platform):
+    """As `map_learners` deals learners to devices."""
     program = epoch(algorithm, 1, SMALL)
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), program.args)
-    mapped = jax.pmap(program.fn, devices=jax.devices()[:1])
-    text = lower(platform, Traceable(lambda *args: mapped(*args), args))
+    if route == "pmap" and platform == "cuda" and asks_which_gpu():
+        pytest.skip("pmap takes real devices only: `shard_map` stands for it")
+    with lowering_for(platform) as mesh:
+        text = jax.jit(mapped(program.fn, route, mesh)).trace(*args).lower(lowering_platforms=(platform,)).as_text()
     assert (TRITON in text) == (platform == "cuda")
+
+
+def mapped(fn, route, mesh):
+    if route == "pmap":
+        per_device = jax.pmap(fn, devices=jax.devices()[:1])
+        return lambda *args: per_device(*args)
+
+    def local(*args):
+        return jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
+
+    return jax.shard_map(local, mesh=mesh, in_specs=PartitionSpec("x"), out_specs=PartitionSpec("x"), check_vma=False)
 
 
 @pytest.mark.parametrize("literal", [True, False])
