@@ -42,7 +42,7 @@ def loops(x, y):
         return i + 1, a * y + x / (1.0 + y * y)
 
     i, a = lax.while_loop(lambda carry: (carry[0] < 5) & (jnp.max(carry[1]) < 100.0), advance, (0, x))
-    return lax.fori_loop(0, 3, lambda k, b: b * y - x * i, a), jax.jit(polynomial)(a, x)
+    return a, jax.jit(polynomial)(a, x * i)
 
 
 def integers(x, y):
@@ -51,7 +51,7 @@ def integers(x, y):
 
 
 @pytest.mark.parametrize(
-    ("fn", "sums", "quotients"), [(polynomial, 2, 0), (shared_product, 0, 0), (loops, 5, 1), (integers, 0, 0)]
+    ("fn", "sums", "quotients"), [(polynomial, 2, 0), (shared_product, 0, 0), (loops, 4, 1), (integers, 0, 0)]
 )
 def test_the_same_numbers_with_the_operations_asked_for(fn, sums, quotients):
     x, y = jnp.linspace(0.1, 2.0, 4), jnp.linspace(1.5, -1.0, 4)

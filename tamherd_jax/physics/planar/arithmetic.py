@@ -29,7 +29,7 @@ class Arithmetic(NamedTuple):
 def with_arithmetic(fn: Callable[..., Any], arithmetic: Arithmetic) -> Callable[..., Any]:
     """Return `fn` with each sum of a product that is used once as a multiply-add, and each division by `arithmetic`.
 
-    Only floating-point arrays are rewritten; scalars and integers stay as they are. Loops (`while_loop`, `scan`) are entered,
+    Only floating-point arrays are rewritten; scalars and integers stay as they are. `while_loop`s are entered; `scan`s and
     branches are not.
 
     Args:
@@ -100,8 +100,6 @@ def _apply(eqn: JaxprEqn, args: list[Any], arithmetic: Arithmetic) -> list[Any]:
         return _evaluate(inner.jaxpr, inner.consts, args, arithmetic)
     if name == "while":
         return _while(params, args, arithmetic)
-    if name == "scan":
-        return _scan(params, args, arithmetic)
     out = eqn.primitive.bind(*args, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
@@ -117,15 +115,3 @@ def _while(params: dict[str, Any], args: list[Any], arithmetic: Arithmetic) -> l
         return _evaluate(body.jaxpr, body.consts, [*args[first:second], *carry], arithmetic)
 
     return lax.while_loop(go_on, advance, args[second:])
-
-
-def _scan(params: dict[str, Any], args: list[Any], arithmetic: Arithmetic) -> list[Any]:
-    body, consts, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
-
-    def advance(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-        out = _evaluate(body.jaxpr, body.consts, [*args[:consts], *carry, *x], arithmetic)
-        return out[:carried], out[carried:]
-
-    carry, xs = args[consts : consts + carried], args[consts + carried :]
-    carry, stacked = lax.scan(advance, carry, xs, params["length"], params["reverse"], params["unroll"])
-    return [*carry, *stacked]

@@ -192,17 +192,17 @@ def rk4_step(tree: PlanarTree, state: State, control: Vector, active: jax.Array,
     """Classical fourth-order Runge-Kutta step, damping explicit; the guess is handed from stage to stage."""
     h = tree.timestep
 
-    def stage(i, carry):
-        here, sum_v, sum_a = carry
+    def stage(carry):
+        i, here, sum_v, sum_a = carry
         a, _ = acceleration(tree, here, control, active, options)
         one = jnp.ones((), a[0].dtype)  # typed: a choice between Python numbers does not lower for a GPU
         weight = jnp.where((i == 0) | (i == 3), one, 2 * one)
         reach = h * jnp.where(i == 2, one, 0.5 * one)
         there = State(axpy(reach, here.v, state.q), axpy(reach, a, state.v), a)
-        return there, axpy(weight, here.v, sum_v), axpy(weight, a, sum_a)
+        return i + 1, there, axpy(weight, here.v, sum_v), axpy(weight, a, sum_a)
 
     zero = tuple(jnp.zeros_like(x) for x in state.v)
-    last, sum_v, sum_a = lax.fori_loop(0, 4, stage, (state, zero, zero))
+    _, last, sum_v, sum_a = lax.while_loop(lambda carry: carry[0] < 4, stage, (0, state, zero, zero))
     return State(axpy(h / 6.0, sum_v, state.q), axpy(h / 6.0, sum_a, state.v), last.guess)
 
 
