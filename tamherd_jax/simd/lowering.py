@@ -409,9 +409,17 @@ def _while(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> li
 _UNROLL = 64
 
 
+def _scan_sizes(params: Params) -> tuple[int, int]:
+    """Return the numbers of a scan's constants and of its carried values, as JAX writes them up to 0.11 or from 0.12 on."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
 @_rule("scan")
 def _scan(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> list[Values]:
-    n, m, length = params["num_consts"], params["num_carry"], params["length"]
+    (n, m), length = _scan_sizes(params), params["length"]
     consts, carry, inputs = x[:n], list(map(_values, x[n : n + m])), list(map(_values, x[n + m :]))
     outputs = len(params["jaxpr"].out_avals) - m
     if not inputs and not outputs:

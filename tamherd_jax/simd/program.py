@@ -19,7 +19,7 @@ import numpy as np
 from tamherd_jax.simd.ir import BOOL, INT, Builder, Vector
 from tamherd_jax.simd.lowering import Lowering, Memory, Operand, Values, supported_dtype
 
-FFI_VERSIONS = ((0, 1), (0, 2), (0, 3))
+FFI_VERSIONS = ((0, 1), (0, 2), (0, 3), (0, 4), (0, 5))
 """Versions of XLA's FFI whose structures are those of `_FFI_TYPES`."""
 
 
