@@ -1,11 +1,14 @@
 """The package's shape: imports point one way and close no circle, no class is longer than a few screens."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 import tamherd_jax
+from tamherd_jax.registry.algorithms import ALGORITHMS
+from tamherd_jax.registry.bodies import BODIES
 
 ROOT = Path(tamherd_jax.__file__).parent
 LAYERS = (
@@ -93,3 +96,22 @@ def test_no_class_is_longer_than_a_few_screens(name):
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.ClassDef):
             assert node.end_lineno - node.lineno < LONGEST_CLASS, f"{name}.{node.name}"
+
+
+ENTRY_NAMES = {*ALGORITHMS, *(body.name for body in BODIES)}
+HOMES = ("tamherd_jax.registry", "tamherd_jax.maml", "tamherd_jax.pearl", "tamherd_jax.reporting.paper")
+"""Where an algorithm or body may be named: its entry, its own package, and what the paper says."""
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if not name.startswith(HOMES) and "." in name))
+def test_algorithms_and_bodies_are_named_in_their_entries_alone(name):
+    """No string of the code is or holds such a name as a word of its own; docstrings may tell of them."""
+    nodes = list(ast.walk(MODULES[name]))
+    documented = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    constants = (node for node in nodes if isinstance(node, ast.Constant) and id(node) not in documented)
+    strings = [node.value for node in constants if isinstance(node.value, str)]
+    allowed = ("walker frame skip",)  # an option of that name
+    for text in strings:
+        for phrase in allowed:
+            text = text.replace(phrase, "")
+        assert not ENTRY_NAMES & set(re.findall(r"\b[a-z]+\b", text)), text

@@ -96,7 +96,7 @@ def embed_experience(
     kind = embedding.config.kind
     if kind == "latent":
         if not isinstance(learner, LatentLearner):
-            raise ValueError("embedding kind 'latent' needs a meta-learner that infers one (PEARL)")
+            raise ValueError("embedding kind 'latent' needs a meta-learner that infers one (a `LatentLearner`)")
         return latent_features(*learner.infer(probe, experience))
     if kind == "transition" and isinstance(learner, LatentLearner):
         experience = learner.observed(experience)

@@ -15,7 +15,7 @@ from tamherd_jax.codec import write_atomically
 from tamherd_jax.reporting import figures, paper, statistics, views
 from tamherd_jax.reporting.animation import player_data
 from tamherd_jax.reporting.run_files import RunFiles, algorithm_of, arm_title
-from tamherd_jax.reporting.tables import interval, left_out_text, number, seeds_text
+from tamherd_jax.reporting.tables import interval, left_out_text, number, paper_table_number, seeds_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,7 +30,7 @@ class Figure:
 
 def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
     """The text of `report.html`: nothing outside the file is ever loaded."""
-    results, table = run.results, algorithm_of(run.results).paper
+    results = run.results
     summaries, comparisons = analysis.summaries, analysis.comparisons
     return render(
         "report.html.j2",
@@ -38,7 +38,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         subtitle=subtitle(results),
         verdict=views.verdict(run, summaries, comparisons),
         cards=cards(results, summaries, comparisons),
-        table_number=table.number if table else None,
+        table_number=paper_table_number(results),
         paper_seeds=paper.PAPER_SEEDS,
         resamples=f"{statistics.RESAMPLES:,}",
         left_out=left_out_text(results),

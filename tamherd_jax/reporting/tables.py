@@ -11,6 +11,9 @@ from tamherd_jax.reporting import paper
 from tamherd_jax.reporting.run_files import algorithm_of, arm_title, arms, left_out
 from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, summarize
 
+PAPER_TASK_SET = "ML2"
+"""Task set of the paper's tables."""
+
 
 def fixed(value: float, digits: int = 1, sign: bool = False) -> str:
     """A number with so many decimals and, if asked, its sign; zero has none."""
@@ -37,13 +40,19 @@ def body_name(body: str | None) -> str:
 
 def paper_value(results: dict[str, Any], arm: str, body: str | None) -> float | None:
     """The paper's number for an arm on a body, or its mean over the bodies it has; None where it has none."""
-    if results["task_set"]["name"] != "ML2":
+    if results["task_set"]["name"] != PAPER_TASK_SET:
         return None
     table = paper.PAPER.get(algorithm_of(results).name, {})
     if body is not None:
         return table.get(body, {}).get(arm)
     values = [table[b][arm] for b in results["task_set"]["bodies"] if arm in table.get(b, {})]
     return float(np.mean(values)) if values else None
+
+
+def paper_table_number(results: dict[str, Any]) -> int | None:
+    """Return the number of the paper's table that a run's results stand beside; None where the paper has no such runs."""
+    table = algorithm_of(results).paper
+    return table.number if table is not None and results["task_set"]["name"] == PAPER_TASK_SET else None
 
 
 def paper_columns(results: dict[str, Any]) -> list[str]:

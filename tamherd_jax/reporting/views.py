@@ -249,7 +249,7 @@ def configuration_table(results: dict[str, Any]) -> TableView:
 def ambiguity_table() -> TableView:
     """What the paper leaves open, and what is done here."""
     rows = tuple(row(*(text.replace("`", "").replace("**", "") for text in pair)) for pair in paper.AMBIGUITIES)
-    caption = "Each is an option or a documented decision; numbers are those of MAML"
+    caption = "Each is an option or a documented decision; numbers are those of Table 1"
     return TableView(caption, ("Open in the paper", "Here"), rows, True)
 
 
