@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-FLAGS = "--xla_gpu_autotune_level=0 --xla_dump_to={} --xla_dump_hlo_as_text=false"
+FLAGS = "--xla_gpu_autotune_level=0 --xla_dump_to={} --xla_dump_emitter_re=.*"
 TARGETS = ("h100", "v5e")
+KERNEL_MARK = "rcp.approx.f32 r, "  # of the physics kernel's own division
 MEMORY = {"h100": 80e9, "v5e": 16e9}
 """Bytes of a chip's memory."""
 
@@ -97,7 +99,7 @@ def device_of(target: str) -> Any:
 def attempt(target: str, device: Any, make: Callable[[], Any], dump: Path) -> Row:
     """Compile a program for a device; one that fails says why."""
     for old in dump.iterdir():
-        old.unlink()
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     try:
         return compile_for(target, device, make, dump)
     except Exception as error:  # whatever a compiler says
@@ -122,8 +124,8 @@ def compile_for(target: str, device: Any, make: Callable[[], Any], dump: Path) -
         done = lowered.compile()
         end = time.process_time()
     row = {"status": "compiled", "lowering_cpu_s": round(middle - start, 1), "compilation_cpu_s": round(end - middle, 1)}
-    kernels = [path for path in dump.glob("*.ptx") if "planar_environment_step" in path.read_text(encoding="utf-8")]
-    report = kernel_report(kernels[-1], program.args) if kernels else {}
+    kernels = [path for path in dump.rglob("*.ptx") if KERNEL_MARK in path.read_text(encoding="utf-8")]
+    report = kernel_report(max(kernels, key=lambda path: path.stat().st_size), program.args) if kernels else {}
     return row | memory_of(done) | ({"kernel": report} if report else {})
 
 
