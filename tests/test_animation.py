@@ -2,6 +2,7 @@
 
 import json
 import re
+import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,7 @@ from tamherd_jax.envs import Episodes, Locomotion, Task, ml2
 from tamherd_jax.experiments.recording import median_episode, positions, record
 from tamherd_jax.physics.bodies import load_model
 from tamherd_jax.reporting.animation import capsules, clip, link_poses, player_data
+from tamherd_jax.reporting.animation_svg import animated_svg
 from tamherd_jax.reporting.html import view_page
 
 STEPS, SCALE = 30, 2.0
@@ -120,3 +122,32 @@ def test_the_player_gets_what_was_recorded(tmp_path):
 def test_an_episode_that_ends_at_once_can_be_drawn():
     one = clip(0, np.zeros((6, 9)), np.zeros(5), np.zeros(5))
     assert (len(one["frames"]), one["rewards"], one["return"]) == (1, [], 0.0)
+
+
+def test_an_animated_svg_moves_capsules_to_where_the_player_draws_them(tmp_path):
+    """A fallen walker stays as it fell; both panels have the same clock, and the torso stays in the middle."""
+    synthetic_episodes(tmp_path / "episodes.npz")
+    data = player_data(dict(np.load(tmp_path / "episodes.npz")))
+    with pytest.raises(ValueError, match="one task, not 2"):
+        animated_svg(data, "both")
+    root = ET.fromstring(animated_svg(data | {"tasks": data["tasks"][1:]}, "<walker> & after"))
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.find(f"{space}title").text == "<walker> & after"
+    assert not re.search(r"script|href", ET.tostring(root, encoding="unicode"))
+    before, after = root.findall(f"{space}svg")
+    assert before.find(f"{space}text").text == "before adaptation: return 25.0, 5 times slower than real"
+    assert {float(a.get("dur").rstrip("s")) for a in root.iter() if a.tag.split("}")[1].startswith("animate")} == {4.0}
+    for panel, moving_frames in ((before, 51), (after, 21)):
+        shift = panel.find(f"{space}g[@class='moving']/{space}animateTransform").get("values").split(";")
+        assert len(shift) == 51
+        assert len(set(shift)) == moving_frames
+    body = data["bodies"]["walker"]
+    poses = np.reshape(data["tasks"][1]["clips"][1]["frames"][20], (-1, 3)) / 1000
+    for index, path in enumerate(p for p in after.findall(f"{space}path") if p.get("class").startswith("moving")):
+        values = path.find(f"{space}animate").get("values").split(";")
+        assert values[20] == values[50]
+        drawn = np.array(re.findall(r"-?[0-9.]+", values[20]), float).reshape(2, 2)
+        x, z, angle = poses[body["link"][index]]
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        ends = np.reshape(body["shape"][index][:4], (2, 2)) @ turn.T + [x - poses[0, 0], z]
+        np.testing.assert_allclose(drawn, [430, 160] + 92 * ends * [1, -1], atol=0.11)

@@ -14,10 +14,11 @@ from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 
 @dataclasses.dataclass(frozen=True)
 class View(HerdOptions):
-    """Adapt a trained herd of a run to a task and write an animation, before and after, that a browser opens offline."""
+    """Adapt a trained herd to a task and write an animation, before and after adaptation, that a browser opens offline."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """The page. By default view-TASK-seed-N.html in DIR."""
+    """File to write: a page with a player, or a name ending in .svg for an image that plays where images stand, as in a README.
+    By default view-TASK-seed-N.html in DIR."""
 
 
 def view(options: View) -> None:
@@ -34,6 +35,7 @@ def view(options: View) -> None:
 
     from tamherd_jax.experiments.recording import record
     from tamherd_jax.reporting.animation import player_data
+    from tamherd_jax.reporting.animation_svg import animated_svg
     from tamherd_jax.reporting.html import view_page, write_page
 
     with mistakes_of_the_user():
@@ -41,7 +43,9 @@ def view(options: View) -> None:
         (entry,) = data["tasks"]
         what = "the exploration and the test episode of median return"
         subtitle = f"Herd of seed {herd.seed}, member {entry['member']} of {herd.size}: {what}"
-        write_page(view_page(data, f"{options.task}, before and after adaptation", subtitle), path)
+        title = f"{options.task}, before and after adaptation"
+        svg = path.suffix.lower() == ".svg"
+        write_page(animated_svg(data, title) if svg else view_page(data, title, subtitle), path)
     before, after = (clip["return"] for clip in entry["clips"])
     line = f"{options.task}: return {before} before and {after} after adaptation. Animation: {path}"
     new_console(highlight=False).print(line, soft_wrap=True)
