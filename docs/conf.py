@@ -1,18 +1,26 @@
-"""Sphinx: the pages of this directory, and the API reference from the docstrings."""
+"""Sphinx: pages of this directory, tables made from committed results by generate.py, and the API from docstrings."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import generate
 
 import tamherd_jax
+
+generate.write_pages()
 
 project = "tamherd_jax"
 author = "the authors of tamherd_jax"
 version = release = tamherd_jax.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
+myst_enable_extensions = ["attrs_inline"]
+myst_heading_anchors = 3
 html_theme = "furo"
-exclude_patterns = ["_build"]
+html_title = f"tamherd_jax {release}"
+exclude_patterns = ["_build", "generated"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -24,12 +32,12 @@ default_role = "code"
 
 
 def setup(app):
-    """Docstrings are written for readers of the source: tables and formulas in them are shown as they stand."""
+    """Show tables and formulas in docstrings as they stand; they are written for readers of the source."""
     app.connect("autodoc-process-docstring", _as_written, priority=10)
 
 
 def _as_written(app, what, name, obj, options, lines):
-    """Markdown tables in docstrings become literal blocks; reST would take their bars for substitutions."""
+    """Turn Markdown tables in docstrings into literal blocks; reST would take their bars for substitutions."""
     result, inside = [], False
     for line in lines:
         table = line.startswith("| ")

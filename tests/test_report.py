@@ -243,13 +243,6 @@ def test_a_hundred_seeds_take_seconds(tmp_path):
     assert time.process_time() - start < 20
 
 
-def test_the_paper_was_read_as_the_readme_says():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    table = readme.split("| open in the paper | here |\n| --- | --- |\n")[1].split("\n\n")[0]
-    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()]
-    assert rows == [tuple(pair) for pair in paper.AMBIGUITIES], "reporting/paper.py and the README tell different stories"
-
-
 LOADED = """<script>addEventListener("load", () => {
   document.body.dataset.loaded = performance.getEntriesByType("resource").map((entry) => entry.name).join(" ") || "nothing";
 });</script>"""

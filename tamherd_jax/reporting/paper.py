@@ -51,4 +51,4 @@ AMBIGUITIES = (
         "alive bonus 1 a step, ends outside 0.8 to 2 m or beyond 1 rad, 4 x 0.002 s a step: **standing still scores 100**",
     ),
 )
-"""What the paper leaves open and what is done here, as the README tells it (a test holds the two to each other)."""
+"""What the paper leaves open and what is done here; the report and the documentation show it as a table."""

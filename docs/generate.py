@@ -1,0 +1,297 @@
+"""Tables and figures of README and documentation, made from the results committed under benchmarks/results/.
+
+python docs/generate.py               the pages of docs/generated/, which Sphinx includes (docs/conf.py calls this)
+python docs/generate.py README.md     the tables between `<!-- results: RUN -->` and `<!-- end of results -->` of a file, and
+                                      Figure 2 of each RUN as docs/figures/RUN.png
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from tamherd_jax.reporting import figures, paper, tables  # noqa: E402
+from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms, read_run_files  # noqa: E402
+from tamherd_jax.reporting.statistics import Analysis, ArmSummary, analyse  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+GENERATED = ROOT / "docs" / "generated"
+FIGURES = ROOT / "docs" / "figures"
+BLOCK = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+PAPER_ARMS = ("oracle", "single", "herd")
+
+EARLIER = "Its settings are in its `config.json`; the preset has others now."
+NOTES = {
+    "tuned-maml-170-epochs": f"An earlier recipe: garage's inner loss, no entropy bonus, 170 epochs. {EARLIER}",
+    "tuned-maml-5-seeds": f"The first recipe: KL 0.05, lambda 0.9, 120 epochs. {EARLIER}",
+}
+"""What a run's name does not say."""
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text and whose others are numbers."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+def read_runs(where: Path = RESULTS) -> dict[str, RunFiles]:
+    """Return the committed runs by name, those with most seeds first."""
+    found = {path.parent.name: read_run_files(path.parent) for path in sorted(where.glob("*/results.json"))}
+    return dict(sorted(found.items(), key=lambda item: (item[0] in NOTES, -item[1].results["config"]["seeds"])))
+
+
+def command(run: RunFiles) -> str:
+    """Return the command that makes such a run."""
+    config = run.results["config"]
+    without = "" if len(arms(run.results)) > len(PAPER_ARMS) else " --controls none"
+    return f"tamherd run --preset {config['preset']} --seeds {config['seeds']} --physics {run.results['physics']}{without}"
+
+
+def with_interval(estimate: Any, sign: bool = False) -> str:
+    """Return `12.3 [10.0, 15.0]`, without the interval where there are too few seeds for one."""
+    return f"{tables.fixed(estimate.value, sign=sign)} {tables.interval(estimate)}".strip()
+
+
+def best_table(run: RunFiles, analysis: Analysis) -> str:
+    """Return the paper's table: median over seeds of the best epoch, 95% interval, and the paper's number in parentheses."""
+    results = run.results
+    shown = [arm for arm in arms(results) if arm in PAPER_ARMS]
+    by_place = {(s.arm, s.body): s for s in analysis.summaries}
+
+    def cell(summary: ArmSummary) -> str:
+        theirs = tables.paper_value(results, summary.arm, summary.body)
+        return with_interval(summary.best) + ("" if theirs is None else f" ({theirs:.1f})")
+
+    bodies = [*results["task_set"]["bodies"], None]
+    rows = [[tables.body_name(body), *(cell(by_place[arm, body]) for arm in shown)] for body in bodies]
+    seeds = tables.seeds_text(results["config"]["seeds"])
+    return markdown_table([f"best epoch, median of {seeds} (paper)", *(arm_title(results, arm) for arm in shown)], rows)
+
+
+def last_table(run: RunFiles, analysis: Analysis) -> str:
+    """Return interquartile mean over seeds of the last five epochs, and what adaptation brings, for every arm and body."""
+    results = run.results
+    rows = [
+        [arm_title(results, s.arm), tables.body_name(s.body), with_interval(s.last5_iqm), with_interval(s.gain, sign=True)]
+        for s in analysis.summaries
+    ]
+    return markdown_table(["arm", "body", "last five epochs, interquartile mean", "gain by adaptation"], rows)
+
+
+def comparison_table(analysis: Analysis) -> str:
+    """Return the herd's lead over the single learner, paired by seed, at equal environment steps."""
+    rows = [
+        [
+            tables.body_name(c.body),
+            with_interval(c.difference, sign=True),
+            f"{c.probability.value:.2f}",
+            with_interval(c.difference_along, sign=True),
+        ]
+        for c in analysis.comparisons
+    ]
+    return markdown_table(["herd minus single", "last five epochs", "P(herd better)", "along the whole curve"], rows)
+
+
+def clusters_sentence(run: RunFiles) -> str:
+    """Return how well clusters and assignments match the bodies, in a sentence."""
+    rows = [row for row in run.results["clusters"] if not row["failure"]]
+    perfect = sum(row["adjusted_rand_index_bodies"] == 1 for row in rows)
+    right = sum(row["assignment_accuracy"] == 1 for row in rows)
+    total = len(run.results["clusters"])
+    return (
+        f"Clusters were the bodies in {perfect} of {tables.seeds_text(total)}, "
+        f"and every test task went to the right member in {right}."
+    )
+
+
+def steps_sentence(run: RunFiles) -> str:
+    """Return the environment steps that each arm may take, in a sentence."""
+    budget = run.results["ledger"]["budget"]
+    shown = ", ".join(f"{arm_title(run.results, arm)} {budget[arm] / 1e6:.2f}" for arm in PAPER_ARMS if arm in budget)
+    return f"Million environment steps a seed, the herd's with probe and embedding: {shown}. Device: {run.results['device']}."
+
+
+def run_section(name: str, run: RunFiles) -> str:
+    """Return a run's section of the results page."""
+    analysis = analyse(run.results, run.curves)
+    parts = [
+        f"## {name}",
+        NOTES.get(name, ""),
+        f"`{command(run)}`",
+        best_table(run, analysis),
+        last_table(run, analysis),
+        comparison_table(analysis) if analysis.comparisons else "",
+        f"{clusters_sentence(run)} {steps_sentence(run)}",
+        f"![Figure 2 of {name}: return after adaptation against environment steps]({name}.png)",
+    ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def readme_block(run: RunFiles) -> str:
+    """Return what stands between the marks of a run."""
+    analysis = analyse(run.results, run.curves)
+    parts = [best_table(run, analysis), comparison_table(analysis), f"{clusters_sentence(run)} Command: `{command(run)}`."]
+    return "\n" + "\n\n".join(part.strip() for part in parts) + "\n\n"
+
+
+def fill(text: str, runs: dict[str, RunFiles]) -> str:
+    """Return a text with the tables between all marks made anew.
+
+    Raises:
+      ValueError: a mark names a run that is not committed.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        if match[2] not in runs:
+            raise ValueError(f"there is no run {match[2]!r}; runs are {', '.join(runs)}")
+        return match[1] + readme_block(runs[match[2]]) + match[3]
+
+    return BLOCK.sub(block, text)
+
+
+# Other pages ---------------------------------------------------------------------------------------------------------
+
+
+def open_points() -> str:
+    """Return the table of what the paper leaves open."""
+    lines = [
+        "| open in the paper | here |",
+        "| --- | --- |",
+        *(f"| {point} | {choice} |" for point, choice in paper.AMBIGUITIES),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def embedding_studies() -> str:
+    """Return the share of seeds with perfect clusters and assignment, for every embedding, probe and length studied."""
+    from benchmarks.embedding_study import markdown
+
+    parts = [markdown(RESULTS / "embedding_study.csv")]
+    for kind in ("multitask", "discriminative"):
+        parts.append(
+            f"The same with a {kind} probe (chosen embeddings):\n\n{probe_table(RESULTS / f'embedding_study_{kind}.csv')}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+CHOSEN = (
+    ("fisher", "max", "euclidean"),
+    ("fisher", "max", "cosine"),
+    ("fisher", "none", "cosine"),
+    ("transition", "none", "cosine"),
+)
+"""Embedding, reward weights and metric of the rows of the smaller tables."""
+
+
+def probe_table(path: Path) -> str:
+    """Return the rows `CHOSEN` of a study by probe length, Ward's linkage."""
+    with open(path, newline="", encoding="utf-8") as file:
+        records = [row for row in csv.DictReader(file) if row["linkage"] == "ward"]
+    lengths = sorted({int(row["epochs"]) for row in records})
+    cells = {(r["embedding"], r["reward"], r["metric"], int(r["epochs"])): r for r in records}
+
+    def share(record: dict[str, str]) -> str:
+        return " / ".join(f"{100 * float(record[key]):.0f}" for key in ("perfect_clusters", "perfect_assignment"))
+
+    rows = [[f"{e}, weights {w}, {m}", *(share(cells[e, w, m, n]) for n in lengths)] for e, w, m in CHOSEN]
+    return markdown_table(["probe epochs", *map(str, lengths)], rows)
+
+
+def newest_benchmarks() -> dict[str, Path]:
+    """Return the newest file of a full run for each device."""
+    found: dict[str, tuple[str, Path]] = {}
+    for path in RESULTS.glob("*.json"):
+        document = json.loads(path.read_text("utf-8"))
+        if document.get("mode") == "full":
+            device = document["machine"]["device"]
+            found[device] = max(found.get(device, ("", path)), (document["started"], path))
+    return {device: path for device, (_, path) in sorted(found.items())}
+
+
+def benchmark_tables() -> str:
+    """Return the tables of the newest full run on each device."""
+    from benchmarks.results import read_document
+    from benchmarks.tables import markdown
+
+    parts = []
+    for device, path in newest_benchmarks().items():
+        document = read_document(path)
+        parts.append(f"## {device}\n\nFile: `benchmarks/results/{path.name}`. {markdown(document)}")
+        parts += [f"- {line}" for line in document["definitions"]]
+    return "\n".join(parts) + "\n"
+
+
+def help_text(arguments: Sequence[str]) -> str:
+    """Return what the command prints for its help, without colours."""
+    from tamherd_jax.cli import main
+
+    os.environ["COLUMNS"] = "110"
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
+        main([*arguments, "--help"])
+    return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).strip()
+
+
+def command_line() -> str:
+    """Return the help of all commands as a page."""
+    whole = help_text([])
+    names = re.findall(r"^[│|\s]*•\s+([a-z]+)\s", whole, re.MULTILINE)
+    sections = [("tamherd", whole), *((f"tamherd {name}", help_text([name])) for name in names)]
+    return "\n".join(f"## {title}\n\n```text\n{text}\n```\n" for title, text in sections)
+
+
+def presets() -> str:
+    """Return a table of the presets."""
+    from tamherd_jax.experiments.config import PRESETS, get_preset
+
+    fields = ("algorithm", "seeds", "probe_epochs", "member_epochs", "single_epochs")
+    rows = [[f"`{name}`", *(str(getattr(get_preset(name), field)) for field in fields)] for name in PRESETS]
+    return markdown_table(["preset", "algorithm", "seeds", "probe epochs", "member epochs", "single epochs"], rows)
+
+
+def write_pages(where: Path = GENERATED) -> None:
+    """Write every generated page, and Figure 2 of every run."""
+    where.mkdir(exist_ok=True)
+    runs = read_runs()
+    pages = {
+        "results": "\n".join(run_section(name, run) for name, run in runs.items()),
+        "open_points": open_points(),
+        "embedding_studies": embedding_studies(),
+        "benchmarks": benchmark_tables(),
+        "command_line": command_line(),
+        "presets": presets(),
+    }
+    for name, text in pages.items():
+        (where / f"{name}.md").write_text(text, "utf-8")
+    for name, run in runs.items():
+        figures.learning_curves(run.results, run.curves, where / f"{name}.png")
+
+
+def fill_file(path: Path) -> None:
+    """Make the tables of a file anew, and the figures of the runs that it names."""
+    text, runs = path.read_text("utf-8"), read_runs()
+    path.write_text(fill(text, runs), "utf-8")
+    for _, name, _ in BLOCK.findall(text):
+        figures.learning_curves(runs[name].results, runs[name].curves, FIGURES / f"{name}.png")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        fill_file(Path(sys.argv[1]))
+    else:
+        write_pages()
