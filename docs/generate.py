@@ -1,8 +1,8 @@
 """Tables and figures of README and documentation, made from the results committed under benchmarks/results/.
 
-python docs/generate.py               the pages of docs/generated/, which Sphinx includes (docs/conf.py calls this)
-python docs/generate.py README.md     the tables between `<!-- results: RUN -->` and `<!-- end of results -->` of a file, and
-                                      Figure 2 of each RUN as docs/figures/RUN.png
+python docs/generate.py              the pages of docs/generated/, which Sphinx includes (docs/conf.py calls this)
+python docs/generate.py README.md    the tables between `<!-- results: RUN -->` and `<!-- end of results -->` of a file,
+                                     and each docs/figures/RUN.png that it shows, Figure 2 of that run
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def command_line() -> str:
 
 def presets() -> str:
     """Return a table of the presets."""
-    from tamherd_jax.experiments.config import PRESETS, get_preset
+    from tamherd_jax.experiments.presets import PRESETS, get_preset
 
     fields = ("algorithm", "seeds", "probe_epochs", "member_epochs", "single_epochs")
     rows = [[f"`{name}`", *(str(getattr(get_preset(name), field)) for field in fields)] for name in PRESETS]
@@ -283,10 +283,10 @@ def write_pages(where: Path = GENERATED) -> None:
 
 
 def fill_file(path: Path) -> None:
-    """Make the tables of a file anew, and the figures of the runs that it names."""
+    """Make the tables of a file anew, and the figures that it shows."""
     text, runs = path.read_text("utf-8"), read_runs()
     path.write_text(fill(text, runs), "utf-8")
-    for _, name, _ in BLOCK.findall(text):
+    for name in set(re.findall(r"docs/figures/([\w.-]+)\.png", text)) & set(runs):
         figures.learning_curves(runs[name].results, runs[name].curves, FIGURES / f"{name}.png")
 
 

@@ -65,7 +65,7 @@ class Run(EmbeddingOptions):
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The task set: ml2 (default), ml2-vel (target velocities), ml2-params (perturbed bodies) or ml3 (a third body)."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """auto, mujoco (MuJoCo C), planar or mjx. By default auto: mujoco on a CPU, planar on an accelerator."""
+    """auto (default), planar, mujoco (MuJoCo C) or mjx. auto is planar, in the form that suits the device."""
     walker_frame_skip: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Physics steps of 0.002 s in an environment step of the walker: by default 4, as in gymnasium; ProMP's has 8."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE"), tyro.conf.UseAppendAction] = ()
