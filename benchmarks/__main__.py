@@ -12,7 +12,7 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- end of benchmarks -->"
 SUMMARY = """\
 python -m benchmarks [NAME ...] [--mode smoke|quick|full] [--out FILE]   measure all benchmarks, or those named
 python -m benchmarks list                                                the benchmarks
-python -m benchmarks table FILE.json [NAME ...] [--into README.md]       a run as Markdown; into a file, between marks
+python -m benchmarks table FILE.json [NAME ...] [--into PAGE.md]       a run as Markdown; into a file, between marks
 python -m benchmarks compare A.json B.json [--floor 0.05]                B against A; exit status 1 on a regression
 python -m benchmarks plot FILE.json [--out FILE.png]                     cost against size
 python -m benchmarks ahead_of_time [NAME ...] [--out FILE]               compile for an H100 and a TPU that are not there

@@ -295,11 +295,11 @@ TABLE = (
     ("policy gradient, unweighted, cosine", "gradient", "none", "cosine"),
     ("gradient of log policy, r / max r, Frobenius", "gradient of log", "max", "euclidean"),
 )
-"""Rows of the README's table: title, embedding, reward weights, metric; Ward's linkage."""
+"""Rows of the documentation's table: title, embedding, reward weights, metric; Ward's linkage."""
 
 
 def markdown(path: Path, linkage: str = "ward") -> str:
-    """The README's table from a file that `write_table` wrote: share of seeds with perfect clusters / and assignment."""
+    """Return a study's table from its CSV file: share of seeds with perfect clusters / and assignment."""
     with open(path, newline="", encoding="utf-8") as file:
         records = {tuple(r[c] for c in ("embedding", "reward", "metric", "linkage", "epochs")): r for r in csv.DictReader(file)}
     lengths = sorted({int(key[-1]) for key in records})
@@ -331,7 +331,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/embedding-study"))
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--present", action="store_true", help="evaluate what the working directory holds; train nothing")
-    parser.add_argument("--table", type=Path, default=None, metavar="CSV", help="print the README's table of a study")
+    parser.add_argument("--table", type=Path, default=None, metavar="CSV", help="print a study as Markdown")
     parser.add_argument("--linkage", default="ward", choices=LINKAGES, help="of --table")
     return parser.parse_args()
 

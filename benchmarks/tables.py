@@ -111,7 +111,7 @@ def definitions_of(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def markdown(document: dict[str, Any], names: Sequence[str] = ()) -> str:
-    """A run as Markdown, as README holds it.
+    """Return a run as Markdown, as the documentation shows it.
 
     Args:
       document: the run.

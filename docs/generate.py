@@ -107,16 +107,19 @@ def comparison_table(analysis: Analysis) -> str:
     return markdown_table(["herd minus single", "last five epochs", "P(herd better)", "along the whole curve"], rows)
 
 
+def comparison_sentence(analysis: Analysis) -> str:
+    """Return the herd's lead over the single learner in a sentence; empty where a run has not both."""
+    leads = [f"{tables.body_name(c.body).lower()} {with_interval(c.difference, sign=True)}" for c in analysis.comparisons]
+    return f"Herd minus single learner, paired by seed, mean of the last five epochs: {', '.join(leads)}." if leads else ""
+
+
 def clusters_sentence(run: RunFiles) -> str:
     """Return how well clusters and assignments match the bodies, in a sentence."""
     rows = [row for row in run.results["clusters"] if not row["failure"]]
     perfect = sum(row["adjusted_rand_index_bodies"] == 1 for row in rows)
-    right = sum(row["assignment_accuracy"] == 1 for row in rows)
-    total = len(run.results["clusters"])
-    return (
-        f"Clusters were the bodies in {perfect} of {tables.seeds_text(total)}, "
-        f"and every test task went to the right member in {right}."
-    )
+    right = sum(row["assignment_accuracy"] for row in rows) / max(len(rows), 1)
+    seeds = tables.seeds_text(len(run.results["clusters"]))
+    return f"Clusters were the bodies in {perfect} of {seeds}; {right:.0%} of the test tasks went to the right member."
 
 
 def steps_sentence(run: RunFiles) -> str:
@@ -137,16 +140,16 @@ def run_section(name: str, run: RunFiles) -> str:
         last_table(run, analysis),
         comparison_table(analysis) if analysis.comparisons else "",
         f"{clusters_sentence(run)} {steps_sentence(run)}",
-        f"![Figure 2 of {name}: return after adaptation against environment steps]({name}.png)",
+        f"![Figure 2 of {name}: return after adaptation against environment steps](generated/{name}.png)",
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def readme_block(run: RunFiles) -> str:
-    """Return what stands between the marks of a run."""
+    """Return what stands between the marks of a run: the paper's table, the comparison and the command."""
     analysis = analyse(run.results, run.curves)
-    parts = [best_table(run, analysis), comparison_table(analysis), f"{clusters_sentence(run)} Command: `{command(run)}`."]
-    return "\n" + "\n\n".join(part.strip() for part in parts) + "\n\n"
+    text = " ".join((comparison_sentence(analysis), clusters_sentence(run), f"Command: `{command(run)}`."))
+    return f"\n{best_table(run, analysis)}\n{text.strip()}\n\n"
 
 
 def fill(text: str, runs: dict[str, RunFiles]) -> str:

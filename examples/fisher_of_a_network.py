@@ -11,6 +11,7 @@ import argparse
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tamherd_jax.fisher import diagonal_fisher, fisher_gram, score_gradients
 
@@ -36,10 +37,10 @@ def main(samples):
     weights = jnp.full((4, samples), 1.0 / samples)
 
     scores = jax.vmap(lambda x, y: score_gradients(log_prob, params, x, y))(x, y)  # leaves [4, samples, ...]
-    gram = fisher_gram(scores, weights)
-    norms = jnp.sqrt(jnp.diag(gram))
+    gram = np.asarray(fisher_gram(scores, weights))
+    norms = np.sqrt(np.diag(gram))
     print("cosine between the data sets' Fisher matrices:")
-    print(jnp.round(gram / norms[:, None] / norms, 2))
+    print(np.round(gram / norms[:, None] / norms, 2))
 
     diagonal = diagonal_fisher(log_prob, params, weights[0], x[0], y[0])
     important = {jax.tree_util.keystr(path): float(leaf.max()) for path, leaf in jax.tree_util.tree_leaves_with_path(diagonal)}
