@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -243,9 +244,9 @@ def help_text(arguments: Sequence[str]) -> str:
     """Return what the command prints for its help, without colours."""
     from tamherd_jax.cli import main
 
-    os.environ["COLUMNS"] = "110"
     stream = io.StringIO()
-    with contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
+    wide = mock.patch.dict(os.environ, COLUMNS="110")
+    with wide, contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
         main([*arguments, "--help"])
     return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).strip()
 
