@@ -192,7 +192,7 @@ class MetaLearner(Protocol):
 class ReplayLearner(Protocol):
     """Further functions of a `MetaLearner` with stored experience; ask with `isinstance`.
 
-    Its states are large: donate them to `train_epoch`, and keep only `snapshot`s for probing and adapting.
+    Its states are large: donate them to `train_epoch`, and keep only what `snapshot` returns for probing and adapting.
     """
 
     @property

@@ -13,7 +13,7 @@ from tamherd_jax.validation import NonNegativeFloat, PositiveFloat, PositiveInt,
 class PEARLConfig:
     """Settings of PEARL; the defaults are the paper's Table 4, and what it leaves out is oyster's.
 
-    A configuration is a pytree whose leaves are its floats, so that one program trains many settings:
+    A configuration is a pytree whose leaves are its floats, so that one program trains many settings::
 
         settings = jax.tree.map(lambda *leaves: jnp.array(leaves), *configs)  # configs alike in all that is no leaf
         jax.vmap(lambda c, key: PEARL(env, draws, tasks, c).init(key))(settings, keys)
