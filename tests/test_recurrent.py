@@ -1,4 +1,4 @@
-"""A meta-learner whose policy carries hidden state is trained, adapted and tested like any other."""
+"""A meta-learner whose policy carries hidden state goes through training, Algorithms 1 and 2 and a herd like any other."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from recurrent import Recall, RecurrentLearner, Weights, recall_tasks
 
-from tamherd_jax.herd.algorithm import meta_test
+from tamherd_jax.herd.algorithm import assign_tasks, embed_training_tasks, meta_test, stratified_tasks
+from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
 
 PER_STEP = 0.3**2  # what the policy's own noise costs
 
@@ -50,3 +51,25 @@ def test_recorded_memory_lets_any_step_be_evaluated_alone(learner):
     cue = np.asarray(episodes.obs[:, 0, 0])
     wanted = 1.3 * 0.7 * cue[:, None] * 0.9 ** np.arange(learner.horizon)
     np.testing.assert_allclose(mean[..., 0], wanted, rtol=1e-5)
+
+
+def test_algorithms_1_and_2_run_with_memory(learner, members):
+    """The probe's episodes embed tasks, each test task is assigned to a member, and that member is tested in it."""
+    task_set, embedding = recall_tasks(), make_embedding(EmbeddingConfig(kind="fisher", reward="none"))
+    probe = Weights(jnp.asarray(0.9), jnp.asarray(0.5), jnp.asarray(0.5))
+    tasks, index = stratified_tasks(task_set.tasks, 4)
+    embedded = jax.jit(lambda k: embed_training_tasks(learner, embedding, k, probe, tasks, 8))(jax.random.key(3))
+    assert np.isfinite(embedded.gram).all()
+    membership = jnp.eye(2)[index]
+    tests = jnp.asarray(task_set.tasks)
+
+    @jax.jit
+    def test(key):
+        assign_key, test_key = jax.random.split(key)
+        found, steps = assign_tasks(learner, embedding, assign_key, probe, embedded, membership, tests, 8)
+        return found.nearest, steps, meta_test(learner, test_key, members, found.nearest, tests, 2, 2).after
+
+    nearest, steps, after = test(jax.random.key(4))
+    assert set(nearest.tolist()) <= {0, 1}
+    assert int(steps) == 2 * 8 * learner.horizon
+    assert np.isfinite(after).all()
