@@ -16,14 +16,18 @@ import numpy as np
 
 from benchmarks.bodies import BODIES
 from benchmarks.machine import commit, device_name
+from tamherd_jax import simd
 from tamherd_jax.physics import parity
 from tamherd_jax.physics.planar import SolverOptions, body_table, planar_step
 
 Row = dict[str, float | int | str]
 
 
-def on_nvidia() -> bool:
-    return jax.devices()[0].platform == "gpu"
+def single_precision_forms() -> list[str]:
+    """Return the forms of the planar physics that run in float32 here, the default first."""
+    if jax.devices()[0].platform == "gpu":
+        return ["pallas", "xla"]
+    return ["xla"] if simd.availability() else ["native", "xla"]
 
 
 def accuracy_rows(count: int, form: str, double: bool) -> Iterator[Row]:
@@ -37,8 +41,8 @@ def accuracy_rows(count: int, form: str, double: bool) -> Iterator[Row]:
             _, found, _ = step(jnp.full(len(q), index, jnp.int32), (q, qd, jnp.zeros_like(qd)), control)
             errors.append(parity.velocity_error(found, parity.reference(body, states)[1]))
             posed.append(parity.well_posed(body, states))
-            yield {"body": body, "states": kind, **_quantiles(errors[-1], posed[-1])}
-        yield {"body": body, "states": "all", **_quantiles(np.concatenate(errors), np.concatenate(posed))}
+            yield {"form": form, "body": body, "states": kind, **_quantiles(errors[-1], posed[-1])}
+        yield {"form": form, "body": body, "states": "all", **_quantiles(np.concatenate(errors), np.concatenate(posed))}
 
 
 def _quantiles(error: np.ndarray, posed: np.ndarray) -> Row:
@@ -76,10 +80,9 @@ def main() -> None:
     arguments = parser.parse_args()
     begun = time.perf_counter()
     count = 900 if arguments.quick else 10_800
-    form = "pallas" if on_nvidia() else "xla"
     print(f"device: {device_name()}; jax {jax.__version__}; commit {commit()}")
-    print(f"\nrelative velocity error after one environment step, planar ({form}), float32")
-    single = show(accuracy_rows(count, form, double=False))
+    print("\nrelative velocity error after one environment step, planar, float32")
+    single = show(row for form in single_precision_forms() for row in accuracy_rows(count, form, double=False))
     print("\nthe same, XLA form, float64, 50 iterations")
     with jax.enable_x64(True):
         double = show(row for row in accuracy_rows(max(count // 10, 450), "xla", double=True) if row["states"] == "all")

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Initializer = Callable[..., jax.Array]
 
-MIN_LOG_STD = float(jnp.log(1e-6))
+MIN_LOG_STD = float(np.log(np.float32(1e-6)))
 TANH_LOG_STD_RANGE = (-20.0, 2.0)
 
 
