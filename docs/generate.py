@@ -240,6 +240,37 @@ def benchmark_tables() -> str:
     return "\n".join(parts) + "\n"
 
 
+def accelerator_tables() -> str:
+    """Return the tables of what was measured on each accelerator."""
+    parts = []
+    for path in sorted(RESULTS.glob("accelerator-*.json")):
+        run = json.loads(path.read_text("utf-8"))
+        where = f"JAX {run['jax']}, driver {run['driver']}, host of {run['host']}, {run['date']}"
+        parts.append(f"## {run['device']}\n\n{where}. File: `benchmarks/results/{path.name}`.\n\nPhysics: {run['physics']}.\n")
+        fields = ("form", "block", "environments", "microseconds", "million_steps_a_second", "compile_cpu_seconds")
+        parts.append(_plain_table(run["physics_rows"], fields))
+        parts.append("Relative error of the velocity after one step, against MuJoCo C in float64.\n")
+        parts.append(_plain_table(run["accuracy_rows"], ("form", "block", "body", "n", "median", "p99", "worst")))
+        parts.append(f"Epochs: {run['epoch']}.\n")
+        fields = ("algorithm", "learners", "milliseconds", "compile_seconds", "compile_cpu_seconds", "temporary_megabytes")
+        parts.append(_plain_table(run["epoch_rows"], fields))
+    return "\n".join(parts)
+
+
+def _plain_table(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> str:
+    def text(value: Any) -> str:
+        return (
+            f"{value:.1e}"
+            if isinstance(value, float) and value < 1e-2
+            else f"{value:,}"
+            if not isinstance(value, str)
+            else value
+        )
+
+    header = [field.replace("_", " ") for field in fields]
+    return markdown_table(header, [[text(row.get(field, "")) for field in fields] for row in rows])
+
+
 def help_text(arguments: Sequence[str]) -> str:
     """Return what the command prints for its help, without colours."""
     from tamherd_jax.cli import main
@@ -277,6 +308,7 @@ def write_pages(where: Path = GENERATED) -> None:
         "open_points": open_points(),
         "embedding_studies": embedding_studies(),
         "benchmarks": benchmark_tables(),
+        "accelerators": accelerator_tables(),
         "command_line": command_line(),
         "presets": presets(),
     }
