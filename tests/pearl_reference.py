@@ -184,9 +184,9 @@ class Reference:
         self.nets = {name: layers_of(getattr(params, name)) for name in ("encoder", "actor")}
         self.nets |= {f"q{i}": layers_of(row_of(params.critic, i)) for i in range(2)}
         if self.has_value:
-            self.nets["value"], self.target = layers_of(params.value), layers_of(state.target)
+            self.nets["value"], self.target = layers_of(params.value), layers_of(state.target_value)
         else:
-            self.target = [layers_of(row_of(state.target, i)) for i in range(2)]
+            self.target = [layers_of(row_of(state.target_value, i)) for i in range(2)]
         self.adam = {name: Adam(config.learning_rate) for name in self.nets}
 
     def gradients_of_critic_and_encoder(self, batch):

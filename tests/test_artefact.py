@@ -91,7 +91,7 @@ def test_the_assigned_member_adapts_and_another_where_told(herd):
     Mode b gives a reward of 8 a step for standing and up to 1 more or less for going left or right.
     """
     params = jax.tree.map(jnp.zeros_like, herd.members.params)
-    nearest = herd.assign(jax.random.key(0), "b-fast").member
+    nearest = herd.adapt(jax.random.key(0), "b-fast").member  # the probe alone decides
     bias = jnp.where(jnp.arange(2)[:, None] == nearest, -8.0, 8.0)  # left for the assigned one: mode b turns actions round
     params["params"]["mean"]["layer_1"]["bias"] = bias
     herd = dataclasses.replace(herd, members=dataclasses.replace(herd.members, params=params))

@@ -84,8 +84,8 @@ def small_state(sac):
     keys = iter(jax.random.split(jax.random.key(3), 200))
     state = jax.jit(sac.init)(jax.random.key(0))
     moved = jax.tree.map(lambda x: x.astype(float) + 0.3 * jax.random.normal(next(keys), x.shape, float), state.params)
-    target = jax.tree.map(lambda x: x.astype(float) + 0.3 * jax.random.normal(next(keys), x.shape, float), state.target)
-    return dataclasses.replace(state, params=moved, target=target, optimizers=to_double(state.optimizers))
+    target = jax.tree.map(lambda x: x.astype(float) + 0.3 * jax.random.normal(next(keys), x.shape, float), state.target_value)
+    return dataclasses.replace(state, params=moved, target_value=target, optimizers=to_double(state.optimizers))
 
 
 def to_double(tree):
@@ -199,7 +199,7 @@ def test_objectives_equal_numpy(variant):
     ref, data, p = reference.Reference(state, c), as_numpy(batch), state.params
     n = ref.nets
     qs = (n["q0"], n["q1"])
-    got, (z, info) = jax.jit(variant.critic_objective)(p.encoder, p.critic, state.target, p.actor, batch)
+    got, (z, info) = jax.jit(variant.critic_objective)(p.encoder, p.critic, state.target_value, p.actor, batch)
     expected_z, kl = reference.latents(n["encoder"], data)
     np.testing.assert_allclose(z[:, 0], expected_z, rtol=1e-10)
     np.testing.assert_allclose(info["kl"] * TASKS, kl, rtol=1e-10)
@@ -219,7 +219,7 @@ def test_gradients_of_encoder_and_critic_equal_numpy(variant):
     state, batch = small_state(variant), random_batch(1)
     expected = reference.Reference(state, variant.config).gradients_of_critic_and_encoder(as_numpy(batch))
     grad = jax.jit(jax.grad(variant.critic_objective, argnums=(0, 1), has_aux=True))
-    (encoder, critic), _ = grad(state.params.encoder, state.params.critic, state.target, state.params.actor, batch)
+    (encoder, critic), _ = grad(state.params.encoder, state.params.critic, state.target_value, state.params.actor, batch)
     np.testing.assert_allclose(vector(encoder), expected["encoder"], rtol=1e-8, atol=1e-13)
     for i in range(2):
         np.testing.assert_allclose(vector(critic, i), expected[f"q{i}"], rtol=1e-8, atol=1e-13)
@@ -240,10 +240,10 @@ def test_full_updates_equal_numpy(variant):
         got = vector(*rows.get(name, (getattr(state.params, name, None),)))
         np.testing.assert_allclose(got, reference.flatten(layers), rtol=1e-7, atol=1e-10, err_msg=name)
     if variant.has_value:
-        np.testing.assert_allclose(vector(state.target), reference.flatten(ref.target), rtol=1e-7, atol=1e-10)
+        np.testing.assert_allclose(vector(state.target_value), reference.flatten(ref.target), rtol=1e-7, atol=1e-10)
     else:
         for i in range(2):
-            np.testing.assert_allclose(vector(state.target, i), reference.flatten(ref.target[i]), rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(vector(state.target_value, i), reference.flatten(ref.target[i]), rtol=1e-7, atol=1e-10)
 
 
 def test_who_is_trained_by_whom(sac):
@@ -269,7 +269,7 @@ def perturbed(state, name):
         return jax.tree.map(lambda x: x * 1.1, tree)
 
     if name == "target":
-        return dataclasses.replace(state, target=move(state.target))
+        return dataclasses.replace(state, target_value=move(state.target_value))
     return dataclasses.replace(state, params=dataclasses.replace(state.params, **{name: move(getattr(state.params, name))}))
 
 
@@ -277,7 +277,7 @@ def test_latent_is_a_constant_to_policy_and_value(sac):
     state, batch = small_state(sac), random_batch(3)
 
     def through(encoder, which):
-        _, (z, _) = sac.critic_objective(encoder, state.params.critic, state.target, state.params.actor, batch)
+        _, (z, _) = sac.critic_objective(encoder, state.params.critic, state.target_value, state.params.actor, batch)
         loss, (min_q, log_prob, _) = sac.actor_objective(state.params.actor, state.params.critic, z, batch)
         return loss if which == "actor" else sac.value_objective(state.params.value, min_q, log_prob, z, batch)
 
@@ -446,7 +446,7 @@ def test_settings_are_leaves_of_one_program():
     alone = jax.jit(lambda k: trained(configs[1], k))(key)
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a[1], b, rtol=2e-4, atol=2e-5)
-    start = jax.jit(learner(config=OPTIONS).init)(key).params
+    start = jax.jit(learner(config=OPTIONS).init)(key).train.params
     for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(start), strict=True):
         np.testing.assert_array_equal(a[0], b)
 

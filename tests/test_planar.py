@@ -279,15 +279,15 @@ class TestData:
 class TestBatching:
     def test_nested_vmap_is_one_flat_call(self, float32_step, suite):
         lanes, (q, qd, guess), control = _mixed(suite)
-        physics = PlanarPhysics("xla")
+        physics, count = PlanarPhysics("xla", table=body_table(BODIES)), len(BODIES)
         wanted = float32_step(lanes, (q, qd, guess), control)
 
         def nested(q, qd, control):
             step = jax.vmap(jax.vmap(jax.vmap(physics.step)), in_axes=(None, 0, 0))
-            body = jnp.broadcast_to(jnp.arange(2), (9, 2))
+            body = jnp.broadcast_to(jnp.arange(count), (6, count))
             return step(body, PhysicsState(q, qd, jnp.zeros_like(qd)), control)
 
-        shaped = [x.reshape(100, 9, 2, -1) for x in (q, qd, control)]
+        shaped = [x.reshape(100, 6, count, -1) for x in (q, qd, control)]
         found = jax.jit(nested)(*shaped)
         np.testing.assert_array_equal(found.q.reshape(STATES, 9), wanted[0])
         np.testing.assert_array_equal(found.qd.reshape(STATES, 9), wanted[1])
@@ -296,7 +296,7 @@ class TestBatching:
         assert calls <= 1
 
     def test_under_scan_and_pmap(self, float32_step, suite):
-        physics = PlanarPhysics("xla")
+        physics = PlanarPhysics("xla", table=body_table(BODIES))
         lanes, state, control = _mixed(suite)
 
         def episode(lanes, state, control):

@@ -25,7 +25,7 @@ LAYERS = (
 )
 """From the bottom up; what is in one layer imports nothing of a higher one when it is loaded."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-LONGEST_CLASS = 300
+LONGEST_CLASS = 250
 
 
 def modules():

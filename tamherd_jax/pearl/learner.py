@@ -9,17 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tamherd_jax.distributions import sample_gaussian
-from tamherd_jax.envs.episodes import Lanes, collect_episode, collect_lane
+from tamherd_jax.envs.episodes import Lanes
 from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
 from tamherd_jax.pearl import replay
+from tamherd_jax.pearl.collection import Collector, PEARLPolicy
 from tamherd_jax.pearl.config import PEARLConfig
-from tamherd_jax.pearl.replay import ReplayBuffer, Transition
-from tamherd_jax.pearl.update import Batch, ContextualSAC, Networks, TrainState
+from tamherd_jax.pearl.replay import ReplayBuffer
+from tamherd_jax.pearl.update import Batch, ContextualSAC, TrainState
 from tamherd_jax.types import Episodes, EpochMetrics, TaskEnv
-
-BELIEFS_PER_LANE = 8
-"""Beliefs inferred ahead, each from its own context, for the episodes of a posterior lane; beyond, they come round again."""
 
 _MIN_REWARD_UNIT = 1e-6  # rewards may all be 0 at first
 _MEMORY_SHARE = 0.9  # of the device; the rest is for networks, optimisers and the gradient steps
@@ -40,14 +37,6 @@ class PEARLState:
     encoder: Any
 
 
-@struct.dataclass
-class PEARLPolicy:
-    """A policy adapted to one task: actor parameters and the latent `[Z]` it acts on."""
-
-    actor: Any
-    latent: jax.Array
-
-
 class PEARL:
     """Probabilistic embeddings for actor-critic meta-RL (Rakelly et al. 2019; oyster).
 
@@ -66,8 +55,8 @@ class PEARL:
     def __init__(self, env: TaskEnv, draws: int, tasks: int, config: PEARLConfig = PEARLConfig()):
         self.env, self.draws, self.tasks, self.config = env, draws, tasks, config
         self.horizon = config.horizon
-        self._squashed = _Squashed(env)
         self._sac = ContextualSAC(env.observation_size, env.action_size, config)
+        self._collector = Collector(env, self._sac, config)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,7 +77,7 @@ class PEARL:
     def replay_bytes(self) -> int:
         """Bytes of one learner's replay buffers."""
         sizes = (self.config.replay_capacity, self.config.encoder_capacity)
-        example = jax.eval_shape(self._example)
+        example = jax.eval_shape(self._collector.example)
         return sum(replay.buffer_bytes(example, self.tasks, size) for size in sizes)
 
     def check_memory(self, learners: int, available: int | None = None) -> None:
@@ -112,7 +101,7 @@ class PEARL:
 
     def init(self, key: jax.Array) -> PEARLState:
         """Fresh parameters and empty replay buffers."""
-        c, example = self.config, self._example()
+        c, example = self.config, self._collector.example()
         full = replay.init(example, self.tasks, c.replay_capacity)
         return PEARLState(self._sac.init(key), full, replay.init(example, self.tasks, c.encoder_capacity))
 
@@ -127,7 +116,7 @@ class PEARL:
         Arguments and results as `train_epoch`; an epoch that starts unprepared trains on the tasks drawn so far.
         """
         lanes, wanted = self.config.initial_steps // self.horizon, weights > 0
-        collect = jax.vmap(lambda k, task: self._prior_lanes(k, state.train.params.actor, task, lanes))
+        collect = jax.vmap(lambda k, task: self._collector.prior_lanes(k, state.train.params.actor, task, lanes))
         steps = collect(jax.random.split(key, self.tasks), tasks)
         steps = dataclasses.replace(steps, valid=jnp.where(wanted[:, None, None], steps.valid, 0.0))
         index = jnp.arange(self.tasks)
@@ -161,7 +150,7 @@ class PEARL:
         """
         draw_key, collect_key, train_key = jax.random.split(key, 3)
         index = systematic_resample(draw_key, weights, self.draws)
-        collect = jax.vmap(self._collect, in_axes=(0, None, 0))
+        collect = jax.vmap(self._collector.both_phases, in_axes=(0, None, 0))
         prior, posterior = collect(jax.random.split(collect_key, self.draws), state.train.params, take_tasks(tasks, index))
         state = self._remember(state, index, prior, posterior)
         train, losses = self._improve(train_key, state, weights)
@@ -181,9 +170,7 @@ class PEARL:
           policy: a `PEARLPolicy`, or actor parameters alone.
           obs: `[..., O]`, or with the latent appended, `[..., O + Z]`, for actor parameters alone.
         """
-        if isinstance(policy, PEARLPolicy):
-            policy, obs = policy.actor, _append(obs, policy.latent)
-        return self._sac.gaussian(policy, obs)
+        return self._collector.distribution(policy, obs)
 
     def initial_carry(self, policy: PEARLPolicy) -> tuple[()]:
         """Return the empty carry: the policy's memory is its latent, which an episode does not change."""
@@ -198,7 +185,7 @@ class PEARL:
     def probe(self, key: jax.Array, state: PEARLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
         """Actor parameters, and stochastic episodes of one task, each on its own latent from the prior."""
         actor = state.train.params.actor
-        return actor, self._explore(key, actor, task, episodes, deterministic=False)
+        return actor, self._collector.explore(key, actor, task, episodes, deterministic=False)
 
     def infer(self, state: PEARLState, episodes: Episodes) -> tuple[jax.Array, jax.Array]:
         """Posterior mean and variance `[Z]` of one task's latent given all valid steps of this learner's `episodes`."""
@@ -208,93 +195,12 @@ class PEARL:
         """The policy on a latent drawn from the posterior after `episodes` episodes on latents from the prior, and these."""
         explore_key, latent_key = jax.random.split(key)
         actor = state.train.params.actor
-        experience = self._explore(explore_key, actor, task, episodes, self.config.deterministic_exploration)
-        return PEARLPolicy(actor, self._draw_latent(latent_key, *self.infer(state, experience))), experience
+        experience = self._collector.explore(explore_key, actor, task, episodes, self.config.deterministic_exploration)
+        return PEARLPolicy(actor, self._collector.draw_latent(latent_key, *self.infer(state, experience))), experience
 
     def observed(self, episodes: Episodes) -> Episodes:
         """What the environment saw and did: observations without the latent, actions squashed."""
-        size = self.env.observation_size
-        return dataclasses.replace(
-            episodes, obs=episodes.obs[..., :size], next_obs=episodes.next_obs[..., :size], actions=jnp.tanh(episodes.actions)
-        )
-
-    def _example(self) -> Transition:
-        """A transition of zeros, for its shapes."""
-        obs, scalar = jnp.zeros(self.env.observation_size), jnp.zeros(())
-        return Transition(obs, jnp.zeros(self.env.action_size), scalar, obs, scalar)
-
-    def _draw_latent(self, key: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        return self._sac.latent(mean, var, jax.random.normal(key, mean.shape, mean.dtype))
-
-    def _prior(self, *shape: int) -> tuple[jax.Array, jax.Array]:
-        """Mean and variance `[*shape, Z]` of the belief before any experience."""
-        return jnp.zeros((*shape, self.config.latent_size)), jnp.ones((*shape, self.config.latent_size))
-
-    def _explore(self, key: jax.Array, actor: Any, task: Any, episodes: int, deterministic: bool) -> Episodes:
-        """Episodes `[E, T, ...]` of one task, each on a latent from the prior; see the class for what they hold."""
-
-        def episode(key):
-            latent_key, key = jax.random.split(key)
-            policy = PEARLPolicy(actor, self._draw_latent(latent_key, *self._prior()))
-
-            def act(obs, k):
-                mean, log_std = self.distribution(policy, obs)
-                return mean if deterministic else sample_gaussian(k, mean, log_std)
-
-            steps = collect_episode(self._squashed, act, task, key, self.horizon)
-            return dataclasses.replace(
-                steps, obs=_append(steps.obs, policy.latent), next_obs=_append(steps.next_obs, policy.latent)
-            )
-
-        return jax.vmap(episode)(jax.random.split(key, episodes))
-
-    def _collect(self, key: jax.Array, params: Networks, task: Any) -> tuple[Lanes, Lanes]:
-        """Both phases of one task draw, lanes `[prior_steps / T, T, ...]` and `[posterior_steps / T, T, ...]`."""
-        prior_key, context_key, posterior_key = jax.random.split(key, 3)
-        prior = self._prior_lanes(prior_key, params.actor, task, self.config.prior_steps // self.horizon)
-        lanes = self.config.posterior_steps // self.horizon
-        mean, var = self._beliefs(context_key, params.encoder, prior, lanes * BELIEFS_PER_LANE)
-        later = jax.tree.map(lambda leaf: leaf.reshape(lanes, BELIEFS_PER_LANE, -1), (mean, var))
-        # A lane's first episode acts on a belief of its own, but the phase's very first still on the prior, as oyster's does.
-        first = jax.tree.map(lambda prior, x: x[:, 0].at[0].set(prior), self._prior(), later)
-        return prior, self._lanes(posterior_key, params.actor, task, first, later)
-
-    def _beliefs(self, key: jax.Array, encoder: Any, prior: Lanes, count: int) -> tuple[jax.Array, jax.Array]:
-        """`count` beliefs `[count, Z]` about a task, each from its own context drawn from the draw's prior phase."""
-        steps, valid = replay.to_transitions(self.observed(prior))
-        ring = replay.init(self._example(), 1, valid.size)
-        ring = replay.add(ring, steps, jnp.zeros(valid.size, jnp.int32), valid)
-
-        def belief(key):
-            context = replay.sample(ring, key, jnp.zeros((), jnp.int32), self.config.context_size)
-            return self._sac.belief(encoder, context)
-
-        return jax.vmap(belief)(jax.random.split(key, count))
-
-    def _prior_lanes(self, key: jax.Array, actor: Any, task: Any, lanes: int) -> Lanes:
-        """Lanes `[lanes, T, ...]` of one task whose episodes all act on the prior."""
-        return self._lanes(key, actor, task, self._prior(lanes), self._prior(lanes, 1))
-
-    def _lanes(self, key: jax.Array, actor: Any, task: Any, first: Any, later: Any) -> Lanes:
-        """Lanes of one task with stochastic actions, every episode on a fresh latent.
-
-        `first` is mean and variance `[lanes, Z]` of the belief that each lane's first episode acts on, `later` `[lanes, P, Z]`
-        of those of the episodes after it, in turn.
-        """
-
-        def lane(key, first, later):
-            latent_key, key = jax.random.split(key)
-
-            def renew(k, episode):
-                return self._draw_latent(k, *(leaf[(episode - 1) % leaf.shape[0]] for leaf in later))
-
-            def act(latent, obs, k):
-                return sample_gaussian(k, *self.distribution(PEARLPolicy(actor, latent), obs))
-
-            start = self._draw_latent(latent_key, *first)
-            return collect_lane(self._squashed, act, start, renew, task, key, self.horizon, self.horizon)
-
-        return jax.vmap(lane)(jax.random.split(key, first[0].shape[0]), first, later)
+        return self._collector.observed(episodes)
 
     def _add(self, buffer: Any, index: jax.Array, lanes: Lanes) -> ReplayBuffer:
         """Append the lanes `[D, lanes, T, ...]` of the tasks `index` `[D]`."""
@@ -351,33 +257,3 @@ class PEARL:
             next_noise=None if self._sac.has_value else jax.random.normal(jax.random.fold_in(action_key, 1), actions),
             reward_unit=reward_unit,
         )
-
-
-class _Squashed:
-    """An environment whose actions are squashed by tanh on the way in."""
-
-    def __init__(self, env: TaskEnv):
-        self._env = env
-
-    def reset(self, rng: jax.Array, task: Any) -> Any:
-        return self._env.reset(rng, task)
-
-    def step(self, state: Any, action: jax.Array) -> Any:
-        return self._env.step(state, jnp.tanh(action))
-
-    @property
-    def observation_size(self) -> Any:
-        return self._env.observation_size
-
-    @property
-    def action_size(self) -> int:
-        return self._env.action_size
-
-    @property
-    def backend(self) -> str:
-        return self._env.backend
-
-
-def _append(obs: jax.Array, latent: jax.Array) -> jax.Array:
-    """`[..., O]` and `[Z]` to `[..., O + Z]`."""
-    return jnp.concatenate([obs, jnp.broadcast_to(latent, (*obs.shape[:-1], latent.shape[-1]))], axis=-1)

@@ -42,7 +42,7 @@ class TrainState:
     """What gradient steps carry on: parameters, the slowly following copy of V's or Q's, and an Adam state per network."""
 
     params: Networks
-    target: Any
+    target_value: Any
     optimizers: Networks
 
 
@@ -144,7 +144,9 @@ class ContextualSAC:
     def _step(self, state: TrainState, batch: Batch, policy: bool) -> tuple[TrainState, dict[str, jax.Array]]:
         params, opt = state.params, state.optimizers
         q_gradient = jax.grad(self.critic_objective, argnums=(0, 1), has_aux=True)
-        (d_encoder, d_critic), (latent, info) = q_gradient(params.encoder, params.critic, state.target, params.actor, batch)
+        (d_encoder, d_critic), (latent, info) = q_gradient(
+            params.encoder, params.critic, state.target_value, params.actor, batch
+        )
         encoder, opt_encoder = self._descend(params.encoder, d_encoder, opt.encoder)
         critic, opt_critic = self._descend(params.critic, d_critic, opt.critic)
         params = dataclasses.replace(params, encoder=encoder, critic=critic)
@@ -152,7 +154,7 @@ class ContextualSAC:
         if policy:
             params, opt, policy_info = self._step_policy(params, opt, latent, batch)
             info |= policy_info
-        target = state.target
+        target = state.target_value
         if policy or not self.has_value:
             target = optax.incremental_update(self._followed(params), target, self.config.target_rate)
         return TrainState(params, target, opt), info

@@ -1,0 +1,169 @@
+"""Episodes of PEARL: each on a latent of its own, from the prior or from a belief inferred from a context."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from tamherd_jax.distributions import sample_gaussian
+from tamherd_jax.envs.episodes import Lanes, collect_episode, collect_lane
+from tamherd_jax.pearl import replay
+from tamherd_jax.pearl.config import PEARLConfig
+from tamherd_jax.pearl.replay import Transition
+from tamherd_jax.pearl.update import ContextualSAC, Networks
+from tamherd_jax.types import Episodes, TaskEnv
+
+BELIEFS_PER_LANE = 8
+"""Beliefs inferred ahead, each from its own context, for the episodes of a posterior lane; beyond, they come round again."""
+
+
+@struct.dataclass
+class PEARLPolicy:
+    """A policy adapted to one task: actor parameters and the latent `[Z]` it acts on."""
+
+    actor: Any
+    latent: jax.Array
+
+
+class Collector:
+    """Collects the episodes of one learner's actor; what they hold is said in `PEARL`.
+
+    Args:
+      env: a `TaskEnv` of actions within [-1, 1].
+      sac: the networks.
+      config: settings.
+    """
+
+    def __init__(self, env: TaskEnv, sac: ContextualSAC, config: PEARLConfig):
+        self._squashed, self._sac, self.config = _Squashed(env), sac, config
+
+    def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log standard deviation `[..., A]` of the Gaussian before the squashing.
+
+        Args:
+          policy: a `PEARLPolicy`, or actor parameters alone.
+          obs: `[..., O]`, or with the latent appended, `[..., O + Z]`, for actor parameters alone.
+        """
+        if isinstance(policy, PEARLPolicy):
+            policy, obs = policy.actor, _append(obs, policy.latent)
+        return self._sac.gaussian(policy, obs)
+
+    def observed(self, episodes: Episodes) -> Episodes:
+        """What the environment saw and did: observations without the latent, actions squashed."""
+        size = self._squashed.observation_size
+        return dataclasses.replace(
+            episodes, obs=episodes.obs[..., :size], next_obs=episodes.next_obs[..., :size], actions=jnp.tanh(episodes.actions)
+        )
+
+    def example(self) -> Transition:
+        """A transition of zeros, for its shapes."""
+        obs, scalar = jnp.zeros(self._squashed.observation_size), jnp.zeros(())
+        return Transition(obs, jnp.zeros(self._squashed.action_size), scalar, obs, scalar)
+
+    def draw_latent(self, key: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        """Return a sample `[Z]` of a latent of that mean and variance."""
+        return self._sac.latent(mean, var, jax.random.normal(key, mean.shape, mean.dtype))
+
+    def _prior(self, *shape: int) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance `[*shape, Z]` of the belief before any experience."""
+        return jnp.zeros((*shape, self.config.latent_size)), jnp.ones((*shape, self.config.latent_size))
+
+    def explore(self, key: jax.Array, actor: Any, task: Any, episodes: int, deterministic: bool) -> Episodes:
+        """Episodes `[E, T, ...]` of one task, each on a latent from the prior; see the class for what they hold."""
+
+        def episode(key):
+            latent_key, key = jax.random.split(key)
+            policy = PEARLPolicy(actor, self.draw_latent(latent_key, *self._prior()))
+
+            def act(obs, k):
+                mean, log_std = self.distribution(policy, obs)
+                return mean if deterministic else sample_gaussian(k, mean, log_std)
+
+            steps = collect_episode(self._squashed, act, task, key, self.config.horizon)
+            return dataclasses.replace(
+                steps, obs=_append(steps.obs, policy.latent), next_obs=_append(steps.next_obs, policy.latent)
+            )
+
+        return jax.vmap(episode)(jax.random.split(key, episodes))
+
+    def both_phases(self, key: jax.Array, params: Networks, task: Any) -> tuple[Lanes, Lanes]:
+        """Both phases of one task draw, lanes `[prior_steps / T, T, ...]` and `[posterior_steps / T, T, ...]`."""
+        prior_key, context_key, posterior_key = jax.random.split(key, 3)
+        prior = self.prior_lanes(prior_key, params.actor, task, self.config.prior_steps // self.config.horizon)
+        lanes = self.config.posterior_steps // self.config.horizon
+        mean, var = self._beliefs(context_key, params.encoder, prior, lanes * BELIEFS_PER_LANE)
+        later = jax.tree.map(lambda leaf: leaf.reshape(lanes, BELIEFS_PER_LANE, -1), (mean, var))
+        # A lane's first episode acts on a belief of its own, but the phase's very first still on the prior, as oyster's does.
+        first = jax.tree.map(lambda prior, x: x[:, 0].at[0].set(prior), self._prior(), later)
+        return prior, self._lanes(posterior_key, params.actor, task, first, later)
+
+    def _beliefs(self, key: jax.Array, encoder: Any, prior: Lanes, count: int) -> tuple[jax.Array, jax.Array]:
+        """`count` beliefs `[count, Z]` about a task, each from its own context drawn from the draw's prior phase."""
+        steps, valid = replay.to_transitions(self.observed(prior))
+        ring = replay.init(self.example(), 1, valid.size)
+        ring = replay.add(ring, steps, jnp.zeros(valid.size, jnp.int32), valid)
+
+        def belief(key):
+            context = replay.sample(ring, key, jnp.zeros((), jnp.int32), self.config.context_size)
+            return self._sac.belief(encoder, context)
+
+        return jax.vmap(belief)(jax.random.split(key, count))
+
+    def prior_lanes(self, key: jax.Array, actor: Any, task: Any, lanes: int) -> Lanes:
+        """Lanes `[lanes, T, ...]` of one task whose episodes all act on the prior."""
+        return self._lanes(key, actor, task, self._prior(lanes), self._prior(lanes, 1))
+
+    def _lanes(self, key: jax.Array, actor: Any, task: Any, first: Any, later: Any) -> Lanes:
+        """Lanes of one task with stochastic actions, every episode on a fresh latent.
+
+        `first` is mean and variance `[lanes, Z]` of the belief that each lane's first episode acts on, `later` `[lanes, P, Z]`
+        of those of the episodes after it, in turn.
+        """
+
+        def lane(key, first, later):
+            latent_key, key = jax.random.split(key)
+
+            def renew(k, episode):
+                return self.draw_latent(k, *(leaf[(episode - 1) % leaf.shape[0]] for leaf in later))
+
+            def act(latent, obs, k):
+                return sample_gaussian(k, *self.distribution(PEARLPolicy(actor, latent), obs))
+
+            start = self.draw_latent(latent_key, *first)
+            return collect_lane(self._squashed, act, start, renew, task, key, self.config.horizon, self.config.horizon)
+
+        return jax.vmap(lane)(jax.random.split(key, first[0].shape[0]), first, later)
+
+
+class _Squashed:
+    """An environment whose actions are squashed by tanh on the way in."""
+
+    def __init__(self, env: TaskEnv):
+        self._env = env
+
+    def reset(self, rng: jax.Array, task: Any) -> Any:
+        return self._env.reset(rng, task)
+
+    def step(self, state: Any, action: jax.Array) -> Any:
+        return self._env.step(state, jnp.tanh(action))
+
+    @property
+    def observation_size(self) -> Any:
+        return self._env.observation_size
+
+    @property
+    def action_size(self) -> int:
+        return self._env.action_size
+
+    @property
+    def backend(self) -> str:
+        return self._env.backend
+
+
+def _append(obs: jax.Array, latent: jax.Array) -> jax.Array:
+    """`[..., O]` and `[Z]` to `[..., O + Z]`."""
+    return jnp.concatenate([obs, jnp.broadcast_to(latent, (*obs.shape[:-1], latent.shape[-1]))], axis=-1)
