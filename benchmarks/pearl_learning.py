@@ -42,6 +42,8 @@ BASE = PEARLConfig(
 _LAYER = {"critic_norm": "layer", "bootstrap": "q", "squash": "exact"}
 _UNIT = {**_LAYER, "reward_unit": "magnitude", "reward_scale": 5.0}
 _BINS = {**_UNIT, "critic_loss": "categorical", "value_limit": 1000.0}
+_UNIT_98 = {**_UNIT, "discount": 0.98}
+_FINE = {**_BINS, "value_bins": 401, "value_limit": 2000.0, "reward_scale": 20.0, "discount": 0.98}
 RECIPES: dict[str, dict[str, Any]] = {
     "quick": {},
     "quick-scale-5": {"reward_scale": 5.0},
@@ -73,10 +75,26 @@ RECIPES: dict[str, dict[str, Any]] = {
     "unit-scale-20": {**_UNIT, "reward_scale": 20.0},
     "unit-rate-3e-4": {**_UNIT, "learning_rate": 3e-4},
     "unit-kl-1": {**_UNIT, "kl_weight": 1.0},
-    "unit-discount-0.98": {**_UNIT, "discount": 0.98},
+    "unit-discount-0.98": _UNIT_98,
     "bins": _BINS,
     "bins-scale-20": {**_BINS, "reward_scale": 20.0, "value_limit": 4000.0},
     "bins-rate-3e-4": {**_BINS, "learning_rate": 3e-4},
+    "u98-rate-2e-3": {**_UNIT_98, "learning_rate": 2e-3},
+    "u97": {**_UNIT, "discount": 0.97},
+    "u98-scale-10": {**_UNIT_98, "reward_scale": 10.0},
+    "u98-scale-3": {**_UNIT_98, "reward_scale": 3.0},
+    "u98-tau-0.02": {**_UNIT_98, "target_rate": 0.02},
+    "u98-kl-1": {**_UNIT_98, "kl_weight": 1.0},
+    "u98-rate-2e-3-tau-0.02": {**_UNIT_98, "learning_rate": 2e-3, "target_rate": 0.02},
+    "wide-u98": {**_UNIT_98, "hidden_sizes": (256, 256)},
+    "wide-u98-rate-5e-4": {**_UNIT_98, "hidden_sizes": (256, 256), "learning_rate": 5e-4},
+    "batch-u98": {**_UNIT_98, "batch_size": 256},
+    "batch-u98-rate-2e-3": {**_UNIT_98, "batch_size": 256, "learning_rate": 2e-3},
+    "fine": _FINE,
+    "fine-rate-2e-3": {**_FINE, "learning_rate": 2e-3},
+    "fine-scale-40": {**_FINE, "value_limit": 4000.0, "reward_scale": 40.0},
+    "fine-scale-10": {**_FINE, "value_limit": 1000.0, "reward_scale": 10.0},
+    "fine-scale-20-d99": {**_FINE, "value_limit": 4000.0, "discount": 0.99},
 }
 """What each changes of `BASE`."""
 DRAWS = 10

@@ -163,20 +163,39 @@ _PEARL_COUNTS = {
     "test_episodes": 1,
     "test_repeats": 4,
 }
-# At a tenth of the paper's gradient steps the policy has to leave the noise of maximum entropy behind sooner: with the paper's
-# reward scale of 5 a cheetah oracle was at 120 after 16,000 steps, with 25 at 289. Networks are sized for two cores.
+# LayerNorm in the critics, a target Q, the exact tanh density, rewards in units of their magnitude and a discount of 0.98: oracles
+# return more with them after 20,000 updates (docs/learning.md). Networks are sized for two cores.
 _SMALL_PEARL = {
     "encoder_sizes": (64, 64),
     "hidden_sizes": (128, 128),
+    "discount": 0.98,
     "learning_rate": 1e-3,
     "target_rate": 0.01,
-    "reward_scale": 25.0,
+    "reward_scale": 5.0,
+    "reward_unit": "magnitude",
+    "critic_norm": "layer",
+    "bootstrap": "q",
+    "squash": "exact",
     "prior_steps": 400,
     "posterior_steps": 400,
     "gradient_steps": 800,
     "batch_size": 64,
     "context_size": 64,
     "replay_capacity": 40_000,
+}
+# Recipe `fine-scale-20-d99` of `benchmarks.pearl_learning`. Its epochs are longer than those of `quick-pearl`, with the same
+# ratio of updates to environment steps.
+_TUNED_PEARL = {
+    **_SMALL_PEARL,
+    "discount": 0.99,
+    "reward_scale": 20.0,
+    "critic_loss": "categorical",
+    "value_bins": 401,
+    "value_limit": 4000.0,
+    "prior_steps": 600,
+    "posterior_steps": 600,
+    "gradient_steps": 1250,
+    "replay_capacity": 60_000,
 }
 
 _MAML = Algorithm(
@@ -245,6 +264,17 @@ _PEARL = Algorithm(
             "embedding_tasks": 20,
             "embedding": _FISHER,
             "settings": _SMALL_PEARL,
+            **_PEARL_COUNTS,
+        },
+        "tuned-pearl": {
+            "seeds": 10,
+            "probe_epochs": 4,
+            "member_epochs": 100,
+            "single_epochs": 105,
+            "controls": ("double-gradient",),
+            "embedding_tasks": 20,
+            "embedding": _FISHER,
+            "settings": _TUNED_PEARL,
             **_PEARL_COUNTS,
         },
         "paper-pearl": {
