@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # `benchmarks` is not installed; appended, so that an installed tamherd_jax wins
 
-from benchmarks import cg_iterations, learning, registry, tables  # noqa: E402
+from benchmarks import cg_iterations, learning, pearl_learning, pearl_recipes, registry, tables  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import MODES, Call, Case, Child, Program, Quoted, get_mode  # noqa: E402
 from benchmarks.compare import compare  # noqa: E402
@@ -28,6 +28,7 @@ from benchmarks.open_loop import OpenLoop, episode_returns, search  # noqa: E402
 from benchmarks.plot import curves  # noqa: E402
 from benchmarks.results import SCHEMA, check, read_document, write_document  # noqa: E402
 from benchmarks.statistics import summarize, verdict  # noqa: E402
+from tamherd_jax.experiments.presets import get_preset  # noqa: E402
 
 SMOKE = MODES["smoke"]
 
@@ -216,6 +217,34 @@ def test_committed_learning_curves_name_settings_of_the_study():
         written = [getattr(options, name) for name in kinds]
         assert ["" if value is None else str(value) for value in written] == [row[name] for name in kinds]
         assert options.tasks == "all" or row["task"].startswith(options.tasks)
+
+
+@pytest.mark.parametrize("file", ["pearl_recipes_1.csv", "pearl_recipes_2.csv"])
+def test_tables_of_pearls_recipes_are_those_of_the_committed_curves(file):
+    rows = pearl_recipes.read(ROOT / "benchmarks" / "results" / file)
+    assert {row["recipe"] for row in rows} <= set(pearl_learning.RECIPES)
+    page = (ROOT / "docs" / "learning.md").read_text()
+    for body in ("cheetah", "walker"):
+        shown = page.split(f"<!-- {file}, {body} -->\n\n")[1].split("\n\n")[0].splitlines()
+        assert len(shown) > 4
+        assert shown == [line for line in pearl_recipes.table(rows, body) if line in shown]
+
+
+def test_tuned_pearl_is_a_recipe_of_the_comparison():
+    recipe = pearl_learning.RECIPES["fine-scale-20-d99"]
+    assert get_preset("tuned-pearl").pearl == dataclasses.replace(pearl_learning.BASE, **recipe)
+
+
+def test_a_summary_of_recipes_is_over_the_last_tests_of_all_seeds():
+    after = np.zeros((2, 20))
+    after[:, 13:18] = 7.0
+    after[0, -5:], after[1, -5:] = 10.0, (14.0, 14.0, 20.0, 26.0, 26.0)
+    after[0, 2] = 90.0
+    tests = np.stack([after, after - 50.0, np.full((2, 20), 3.0)], -1)
+    early = (np.mean([7, 7, 10, 10, 10]) + np.mean([7, 7, 14, 14, 20])) / 2
+    spread = np.sqrt(np.mean(np.square([-6, -6, 0, 6, 6]))) / 2
+    expected = (f"{early:.0f}", "15", f"{spread:.0f}", "10, 20", "58", "-35", "3")
+    assert pearl_recipes.summary(tests) == expected
 
 
 def test_a_search_for_the_best_controls_never_loses_what_it_found():

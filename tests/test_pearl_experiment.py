@@ -304,6 +304,19 @@ def test_pearl_has_a_quick_preset_of_its_own():
         get_preset("paper-maml", algorithm="pearl")
 
 
+@pytest.mark.parametrize("name", ["quick-pearl", "tuned-pearl"])
+def test_single_pearl_takes_at_least_the_herds_steps(name):
+    config = dataclasses.replace(get_preset(name), seeds=1, controls=())
+    budget = Experiment(config).plan.budget
+    assert budget.single.after(config.single_epochs, 4)[-1] >= budget.herd.after(config.member_epochs, 4)[-1]
+
+
+def test_tuned_pearl_has_a_probe_as_long_as_the_quick_ones_and_the_control_at_equal_steps():
+    config, quick = get_preset("tuned-pearl"), get_preset("quick-pearl")
+    assert (config.seeds, config.controls) == (10, ("double-gradient",))
+    assert config.probe_epochs * config.pearl.gradient_steps >= quick.probe_epochs * quick.pearl.gradient_steps
+
+
 def test_controls_are_parsed_and_checked():
     assert parse_controls("all", "pearl") == tuple(CONTROLS)
     assert parse_controls("all", "maml") == tuple(CONTROLS)[:4]

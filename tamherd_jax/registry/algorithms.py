@@ -163,8 +163,8 @@ _PEARL_COUNTS = {
     "test_episodes": 1,
     "test_repeats": 4,
 }
-# LayerNorm in the critics, a target Q, the exact tanh density, rewards in units of their magnitude and a discount of 0.98: oracles
-# return more with them after 20,000 updates (docs/learning.md). Networks are sized for two cores.
+# LayerNorm in the critics, a target Q, the exact tanh density, rewards in units of their magnitude and a discount of 0.98:
+# oracles return more with them after 20,000 updates (docs/learning.md). Networks are sized for two cores.
 _SMALL_PEARL = {
     "encoder_sizes": (64, 64),
     "hidden_sizes": (128, 128),
