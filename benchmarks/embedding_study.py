@@ -32,7 +32,7 @@ from tamherd_jax.herd import clustering
 from tamherd_jax.herd.algorithm import stratified_tasks
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.herd.diagnostics import majority_modes
-from tamherd_jax.herd.embeddings import CHOICES, EmbeddingConfig, Features, make_embedding
+from tamherd_jax.herd.embeddings import CHOICES, Embedding, EmbeddingConfig, Features
 from tamherd_jax.maml import MAML
 
 LENGTHS = (0, 1, 5, 10, 20, 40)
@@ -149,11 +149,11 @@ class Study:
             exact = config.kind == "fisher" and config.form in ("gram", "last_layer")
             rows = self._all_rewards(config, state, thin if exact else seen, score_key)
             columns = self._all_rewards(config, state, new, jax.random.fold_in(score_key, 1))
-            embedding, axes = make_embedding(config), Features(None if exact else 0, 0, 0)
+            embedding, axes = Embedding(config), Features(None if exact else 0, 0, 0)
             out[f"{name}/gram"] = jax.vmap(embedding.self_gram, in_axes=(axes,))(rows)
             out[f"{name}/cross"] = jax.vmap(embedding.gram, in_axes=(axes, axes))(columns, rows)
             out[f"{name}/norms"] = jax.vmap(embedding.norms, in_axes=(axes,))(columns)
-        guard = make_embedding(EmbeddingConfig(kind="transition"))
+        guard = Embedding(EmbeddingConfig(kind="transition"))
         one = jax.vmap(lambda e: guard.features(self.learner.distribution, state.params, e, score_key).guard)
         return out | {"guard": one(seen)}
 
@@ -165,7 +165,7 @@ class Study:
         count = episodes.valid.shape[0]
         variants = []
         for reward in REWARDS:
-            embedding = make_embedding(dataclasses.replace(config, reward=reward))
+            embedding = Embedding(dataclasses.replace(config, reward=reward))
             features = jax.vmap(lambda k, e, f=embedding.features: f(self.learner.distribution, state.params, e, k))
             variants.append(features(jax.random.split(key, count), episodes))
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variants)

@@ -12,7 +12,7 @@ import jax
 from benchmarks.cases import Case, Mode, Program
 from tamherd_jax import fisher
 from tamherd_jax.distributions import gaussian_log_prob
-from tamherd_jax.herd.embeddings import EmbeddingConfig, Features, fisher_embedding, make_embedding
+from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, Features, fisher_embedding
 from tamherd_jax.networks import GaussianPolicy
 
 OBSERVATIONS, ACTIONS = 17, 6
@@ -51,7 +51,7 @@ def closed_form_gram(tasks: int, steps: int) -> Program:
             values, row_weights = fisher_embedding(policy.apply, params, obs, weights, weights, keys[0], config)
             return Features(values, row_weights, jax.numpy.zeros((), bool))
 
-        return make_embedding(config).self_gram(jax.vmap(one)(obs, weights))
+        return Embedding(config).self_gram(jax.vmap(one)(obs, weights))
 
     return Program(embed, (params, obs, weights))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from benchmarks import fisher_gram
 from tamherd_jax.envs import Locomotion, ml2, take_tasks
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, meta_test, probe_tasks
-from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
+from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.maml import MAML, MAMLConfig
 from tamherd_jax.pearl import PEARL, PEARLConfig
 from tamherd_jax.physics.planar import SolverOptions, body_table, planar_step
@@ -103,14 +103,14 @@ def epoch(algorithm: str, learners: int, sizes: Sizes) -> Traceable:
 
 def embed(algorithm: str, sizes: Sizes) -> Traceable:
     """Fisher embeddings of training tasks and their Gram matrix (Algorithm 1)."""
-    learner, embedding, tasks = make_learner(algorithm, sizes), make_embedding(EmbeddingConfig()), _drawn(sizes.embedded)
+    learner, embedding, tasks = make_learner(algorithm, sizes), Embedding(EmbeddingConfig()), _drawn(sizes.embedded)
     embed = functools.partial(embed_training_tasks, learner, embedding)
     return Traceable(lambda key, state: embed(key, state, tasks, 1), _key_and_state(learner))
 
 
 def assign(algorithm: str, sizes: Sizes) -> Traceable:
     """The nearest centroid of each test task (Algorithm 2, lines 1 and 2)."""
-    learner, embedding, tasks = make_learner(algorithm, sizes), make_embedding(EmbeddingConfig()), ml2().tasks
+    learner, embedding, tasks = make_learner(algorithm, sizes), Embedding(EmbeddingConfig()), ml2().tasks
     key, state = _key_and_state(learner)
     drawn = _drawn(sizes.embedded)
     features, steps = jax.eval_shape(lambda k, s: probe_tasks(learner, embedding, k, s, drawn, 1), key, state)

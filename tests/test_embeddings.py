@@ -11,7 +11,7 @@ import pytest
 from tamherd_jax import fisher
 from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.herd import embeddings
-from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, latent_features, make_embedding
+from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, latent_features
 from tamherd_jax.networks import GaussianPolicy
 
 OBS, ACTION, E, T = 3, 2, 2, 4
@@ -122,26 +122,26 @@ def grams_match(embedding, episodes, matrices, tolerance=2e-5):
 def test_fisher_gram_is_that_of_the_dense_matrices(reward, metric):
     episodes = make_episodes(3)
     matrices = [fisher_matrix(task_of(episodes, i), KEYS[i], reward) for i in range(3)]
-    grams_match(make_embedding(EmbeddingConfig(reward=reward, metric=metric)), episodes, matrices)
+    grams_match(Embedding(EmbeddingConfig(reward=reward, metric=metric)), episodes, matrices)
 
 
 def test_fisher_blocks():
     episodes = make_episodes(3)
     matrices = [fisher_matrix(task_of(episodes, i), KEYS[i]) for i in range(3)]
-    grams_match(make_embedding(EmbeddingConfig(form="diagonal")), episodes, [np.diagonal(m) for m in matrices])
+    grams_match(Embedding(EmbeddingConfig(form="diagonal")), episodes, [np.diagonal(m) for m in matrices])
     # Leaves in order: log_std, layer_0 (bias, kernel), layer_1 (bias, kernel).
     last = slice(ACTION + 3 + 3 * OBS, None)
     blocks = [fisher_matrix(task_of(episodes, i), KEYS[i], block=last) for i in range(3)]
     assert blocks[0].shape == (8, 8)
-    grams_match(make_embedding(EmbeddingConfig(form="last_layer")), episodes, blocks)
+    grams_match(Embedding(EmbeddingConfig(form="last_layer")), episodes, blocks)
 
 
 def test_closed_form_expectation():
     episodes = make_episodes(3)
     matrices = [expected_matrix(task_of(episodes, i)) for i in range(3)]
-    grams_match(make_embedding(EmbeddingConfig(expectation="closed_form")), episodes, matrices)
+    grams_match(Embedding(EmbeddingConfig(expectation="closed_form")), episodes, matrices)
     diagonals = [np.diagonal(matrix) for matrix in matrices]
-    grams_match(make_embedding(EmbeddingConfig(expectation="closed_form", form="diagonal")), episodes, diagonals)
+    grams_match(Embedding(EmbeddingConfig(expectation="closed_form", form="diagonal")), episodes, diagonals)
 
 
 def layer_moments(episodes, expectation, key):
@@ -170,14 +170,14 @@ def layer_moments(episodes, expectation, key):
 def test_kronecker_factors(expectation):
     episodes = make_episodes(2)
     blocks = [layer_moments(task_of(episodes, i), expectation, KEYS[i]) for i in range(2)]
-    grams_match(make_embedding(EmbeddingConfig(form="kronecker", expectation=expectation)), episodes, blocks)
+    grams_match(Embedding(EmbeddingConfig(form="kronecker", expectation=expectation)), episodes, blocks)
 
 
 def test_projection_tends_to_the_exact_gram():
     episodes = make_episodes(3)
     exact, projected = (
         np.asarray(compiled(e)[1](all_features(e, episodes)))
-        for e in map(make_embedding, (EmbeddingConfig(), EmbeddingConfig(form="projection", projection_size=1500)))
+        for e in map(Embedding, (EmbeddingConfig(), EmbeddingConfig(form="projection", projection_size=1500)))
     )
     np.testing.assert_allclose(projected, exact, atol=0.15 * np.abs(exact).max())
 
@@ -191,7 +191,7 @@ def test_transition_embedding():
 
     matrices = [matrix(task_of(episodes, i)) for i in range(3)]
     assert matrices[0].shape == (2 * OBS, 2 * OBS)
-    grams_match(make_embedding(EmbeddingConfig(kind="transition")), episodes, matrices)
+    grams_match(Embedding(EmbeddingConfig(kind="transition")), episodes, matrices)
 
 
 @pytest.mark.parametrize("density", ["density", "log"])
@@ -207,12 +207,12 @@ def test_gradient_embedding(density):
         return loop_mean(task, "max", embed)
 
     vectors = [vector(task_of(episodes, i)) for i in range(3)]
-    grams_match(make_embedding(EmbeddingConfig(kind="gradient", density=density)), episodes, vectors)
+    grams_match(Embedding(EmbeddingConfig(kind="gradient", density=density)), episodes, vectors)
 
 
 def test_test_tasks_may_have_another_number_of_episodes():
     train, test = make_episodes(3), make_episodes(2, seed=5, episodes=1)
-    embedding = make_embedding(EmbeddingConfig())
+    embedding = Embedding(EmbeddingConfig())
     cross = compiled(embedding)[2](all_features(embedding, test), all_features(embedding, train))
     dense = [[fisher_matrix(task_of(part, i), KEYS[i]).ravel() for i in range(n)] for part, n in ((test, 2), (train, 3))]
     np.testing.assert_allclose(cross, np.stack(dense[0]) @ np.stack(dense[1]).T, rtol=1e-4)
@@ -223,7 +223,7 @@ def test_nan_in_one_task_stays_there(field):
     """The step is left out of its own task's mean, and no bit of another task's features changes."""
     episodes = make_episodes(3)
     value = getattr(episodes, field).at[1, 0, 0].set(jnp.nan)
-    embedding = make_embedding(EmbeddingConfig())
+    embedding = Embedding(EmbeddingConfig())
     clean, dirty = (all_features(embedding, e) for e in (episodes, dataclasses.replace(episodes, **{field: value})))
     for before, after in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
         np.testing.assert_array_equal(before[jnp.array([0, 2])], after[jnp.array([0, 2])])
@@ -232,7 +232,7 @@ def test_nan_in_one_task_stays_there(field):
 
 
 def test_vmapped_over_seeds_equals_alone():
-    embedding = make_embedding(EmbeddingConfig())
+    embedding = Embedding(EmbeddingConfig())
     params = [PARAMS, make_params(1)]
     episodes = [make_episodes(3, 1), make_episodes(3, 2)]
 
@@ -304,7 +304,7 @@ def test_distances_between_posteriors():
 
 @pytest.mark.parametrize("latent", ["mean", "wasserstein", "kl"])
 def test_latent_grams_have_the_latent_distances(latent):
-    embedding = make_embedding(EmbeddingConfig(kind="latent", latent=latent))
+    embedding = Embedding(EmbeddingConfig(kind="latent", latent=latent))
     a, b = posteriors(4, 0), posteriors(2, 1)
     train, test = (jax.vmap(latent_features)(*p) for p in (a, b))
     distances = {
@@ -357,7 +357,7 @@ SCALED_KINDS = {
 
 
 def cosines(config, episodes, params=PARAMS):
-    return np.asarray(compiled(make_embedding(config))[1](all_features(make_embedding(config), episodes, params)))
+    return np.asarray(compiled(Embedding(config))[1](all_features(Embedding(config), episodes, params)))
 
 
 @pytest.mark.parametrize("kind", SCALED_KINDS)
@@ -396,7 +396,7 @@ def test_cosines_of_a_narrow_policys_density_gradients():
     np.testing.assert_allclose(np.diagonal(found), 1.0, atol=1e-5)
     assert np.isfinite(found).all()
     assert (np.abs(found) < 1 + 1e-5).all()
-    latent = make_embedding(EmbeddingConfig(kind="latent", metric="cosine"))
+    latent = Embedding(EmbeddingConfig(kind="latent", metric="cosine"))
     points = jnp.asarray([[1e-25, 0.0], [1e-25, 1e-25], [1e25, 1e25]])
     gram = latent.self_gram(jax.vmap(latent_features)(points, jnp.ones((3, 2))))
     np.testing.assert_allclose(gram, [[1, 0.5**0.5, 0.5**0.5], [0.5**0.5, 1, 1], [0.5**0.5, 1, 1]], rtol=1e-6)

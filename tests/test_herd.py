@@ -12,7 +12,7 @@ from tamherd_jax.experiments.results import results_document, run_curves
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.state import RunState, member_weights
 from tamherd_jax.herd.algorithm import assign_tasks, embed_training_tasks, meta_test, stratified_tasks
-from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
+from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
 
 SMALL = ExperimentConfig(
@@ -129,7 +129,7 @@ def test_algorithm_two_uses_its_budget():
     """Two probe episodes and eight to explore cost exactly their steps; the assigned member is the one that adapts."""
     env, task_set = PointMass(), point_tasks()
     learner = MAML(env, 4, SMALL.maml)
-    embedding = make_embedding(EmbeddingConfig())
+    embedding = Embedding(EmbeddingConfig())
     tasks, index = stratified_tasks(task_set.tasks, 8)
     assert index.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     probe = learner.init(jax.random.key(0))

@@ -13,7 +13,7 @@ from scipy import stats
 
 from tamherd_jax.envs import Locomotion, collect_lane, ml2
 from tamherd_jax.herd.algorithm import meta_test, probe_tasks
-from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
+from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.pearl import PEARL, Batch, ContextualSAC, PEARLConfig, PEARLPolicy, Transition, losses, posterior
 from tamherd_jax.types import ReplayLearner
 
@@ -550,7 +550,7 @@ def test_herd_code_runs_on_pearl(ran):
     pearl, state = ran.pearl, ran.state
     assert isinstance(pearl, ReplayLearner)
     probe = pearl.snapshot(state)
-    embedding = make_embedding(EmbeddingConfig())
+    embedding = Embedding(EmbeddingConfig())
     features, steps = jax.jit(lambda k: probe_tasks(pearl, embedding, k, probe, GOALS, 2))(jax.random.key(1))
     with jax.numpy_rank_promotion("allow"):
         gram = embedding.self_gram(features)

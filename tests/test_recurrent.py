@@ -7,7 +7,7 @@ import pytest
 from recurrent import Recall, RecurrentLearner, Weights, recall_tasks
 
 from tamherd_jax.herd.algorithm import assign_tasks, embed_training_tasks, meta_test, stratified_tasks
-from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
+from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 
 PER_STEP = 0.3**2  # what the policy's own noise costs
 
@@ -55,7 +55,7 @@ def test_recorded_memory_lets_any_step_be_evaluated_alone(learner):
 
 def test_algorithms_1_and_2_run_with_memory(learner, members):
     """The probe's episodes embed tasks, each test task is assigned to a member, and that member is tested in it."""
-    task_set, embedding = recall_tasks(), make_embedding(EmbeddingConfig(kind="fisher", reward="none"))
+    task_set, embedding = recall_tasks(), Embedding(EmbeddingConfig(kind="fisher", reward="none"))
     probe = Weights(jnp.asarray(0.9), jnp.asarray(0.5), jnp.asarray(0.5))
     tasks, index = stratified_tasks(task_set.tasks, 4)
     embedded = jax.jit(lambda k: embed_training_tasks(learner, embedding, k, probe, tasks, 8))(jax.random.key(3))

@@ -9,7 +9,7 @@ from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
-from tamherd_jax.herd.embeddings import EmbeddingConfig, make_embedding
+from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.maml import MAMLConfig, TRPOConfig
 from tamherd_jax.types import ReplayLearner
 
@@ -42,7 +42,7 @@ def untrained_herd(learner, task_set):
     state = jax.jit(learner.init)(jax.random.key(0))
     state = learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
     members = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf.astype(leaf.dtype)]).astype(leaf.dtype), state)
-    embedding = make_embedding(EmbeddingConfig())
+    embedding = Embedding(EmbeddingConfig())
     tasks, _ = stratified_tasks(task_set.tasks, 4)
     embed = jax.jit(lambda key: embed_training_tasks(learner, embedding, key, state, tasks, 1))
     counts = EpisodeCounts(embedding=1, probe=1, explore=1, test=2)

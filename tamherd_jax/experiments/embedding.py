@@ -14,7 +14,7 @@ from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.algorithm import embed_experience, stratified_tasks
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
-from tamherd_jax.herd.embeddings import EmbeddingConfig, Features, make_embedding
+from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, Features
 from tamherd_jax.types import MetaLearner
 
 
@@ -62,7 +62,7 @@ def embed_with_probe(
             rollout_key, score_key = jax.random.split(key)
             policy, experience = learner.probe(rollout_key, probe, task, episodes)
             return {
-                name: embed_experience(learner, make_embedding(embedding), score_key, probe, policy, experience)
+                name: embed_experience(learner, Embedding(embedding), score_key, probe, policy, experience)
                 for name, embedding in embeddings.items()
             }
 
@@ -70,7 +70,7 @@ def embed_with_probe(
 
     draws = features(keys[0], tasks, config.embedding_episodes)
     probes = features(keys[1], test_tasks, config.probe_test_episodes)
-    return {name: _embedded(make_embedding(embeddings[name]), draws[name], probes[name]) for name in embeddings}
+    return {name: _embedded(Embedding(embeddings[name]), draws[name], probes[name]) for name in embeddings}
 
 
 def _embedded(embedding: Any, draws: Features, probes: Features) -> EmbeddedProbe:

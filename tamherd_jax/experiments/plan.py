@@ -15,7 +15,7 @@ from tamherd_jax.experiments.learners import doubled_gradient_steps, make_learne
 from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import stratified_tasks
 from tamherd_jax.herd.clustering import ClusteringConfig
-from tamherd_jax.herd.embeddings import Embedding, make_embedding
+from tamherd_jax.herd.embeddings import Embedding
 from tamherd_jax.types import ReplayLearner
 
 
@@ -127,7 +127,7 @@ def make_plan(
         env=env,
         task_set=task_set,
         seeds=np.arange(config.first_seed, config.first_seed + config.seeds) if seeds is None else np.asarray(seeds),
-        embedding=make_embedding(config.embedding),
+        embedding=Embedding(config.embedding),
         clustering=clustering,
         learner=by_count[1],
         members=members,

@@ -166,7 +166,7 @@ def meta_test(
 
 
 def stratified_tasks(tasks: Any, size: int) -> tuple[Any, jax.Array]:
-    """`size` training tasks in equal shares of the set's N, and their indices `[size]` (spec 4.6: 10 of each of ML2's 4)."""
+    """`size` training tasks in equal shares of the set's N, and their indices `[size]` (by default 10 of each of ML2's 4)."""
     count = jax.tree.leaves(tasks)[0].shape[0]
     index = jnp.arange(size) * count // size
     return take_tasks(tasks, index), index

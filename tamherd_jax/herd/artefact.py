@@ -19,7 +19,7 @@ from tamherd_jax.envs import Episodes, TaskSet, collect_policy_episodes
 from tamherd_jax.herd import files
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, stratified_tasks
 from tamherd_jax.herd.clustering import membership_weights
-from tamherd_jax.herd.embeddings import Embedding, make_embedding
+from tamherd_jax.herd.embeddings import Embedding
 from tamherd_jax.herd.files import EpisodeCounts
 from tamherd_jax.types import MetaLearner
 
@@ -195,7 +195,7 @@ class Herd:
         env = files.find_environment(document.environment) if env is None else env
         task_set = files.find_task_set(document.task_set, task_set)
         learner = files.build_learner(document.learner, env)
-        embedding = make_embedding(document.embedding)
+        embedding = Embedding(document.embedding)
         shapes = files.herd_shapes(learner, embedding, task_set, document)
         files.check_arrays(shapes, arrays)
         trees = {prefix: restore_tree(prefix, tree, arrays) for prefix, tree in shapes.items()}

@@ -197,11 +197,6 @@ class Embedding:
         return dataclasses.replace(a, values=point)
 
 
-def make_embedding(config: EmbeddingConfig) -> Embedding:
-    """Make the embedding of a configuration."""
-    return Embedding(config)
-
-
 NAMES: dict[str, dict[str, Any]] = {
     "fisher": {},
     "fisher-expected": {"expectation": "closed_form"},
@@ -233,12 +228,6 @@ def named_embedding(name: str, reward: str | None = None, metric: str | None = N
         raise ValueError(f"unknown embedding {name!r}; choose from {', '.join(NAMES)}")
     fields: dict[str, Any] = NAMES[name] | {"reward": reward, "metric": metric}
     return EmbeddingConfig(**{field: value for field, value in fields.items() if value is not None})
-
-
-def embedding_name(config: EmbeddingConfig) -> str:
-    """Return the name of a configuration whatever its reward weights and metric; of several, the one it has all fields of."""
-    fields = dataclasses.asdict(config).items()
-    return max((name for name in NAMES if fields >= NAMES[name].items()), key=lambda name: len(NAMES[name]))
 
 
 # From episodes to weights -------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ class OuterProblem(NamedTuple):
 
 
 class MAML:
-    """Model-agnostic meta-learning with a trust-region outer step (Finn et al. 2017; garage `MAMLTRPO`; spec 1).
+    """Model-agnostic meta-learning with a trust-region outer step (Finn et al. 2017; garage `MAMLTRPO`).
 
     Args:
       env: a `TaskEnv`.

@@ -67,7 +67,7 @@ def curve_panels(results: dict[str, Any], curves: dict[str, np.ndarray], shown: 
     """Figure 2 of some arms, a panel for all tasks and one per body: title to what draws it.
 
     Meta-test return after adaptation against all environment steps, mean and one standard deviation over the seeds that count.
-    The herd's curve is the single learner's while the probe trains; the oracle is not charged for a probe (spec 4.7).
+    The herd's curve is the single learner's while the probe trains; the oracle is not charged for a probe.
     """
 
     def draw(body: str | None) -> Draw:

@@ -160,8 +160,7 @@ def arm_curve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Steps of the budget `[E]` and mean return after adaptation `[S', E]` of the seeds that count, for a body or all tasks.
 
-    The herd's curve is its probe's while that trains, by default the single learner's; the oracle is not charged for a probe
-    (spec 4.7).
+    The herd's curve is its probe's while that trains, by default the single learner's; the oracle is not charged for a probe.
     """
     tasks, rows = tasks_of(results, body), included(results, arm)
     returns = curves[f"{arm}/after"][:, :, tasks].mean(2)
