@@ -139,7 +139,7 @@ def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, ca
 
     run = tmp_path / "run"
     checkpoints = Checkpoints(run / "checkpoints", 0)
-    checkpoints.save(finished_toy)
+    checkpoints.save(finished_toy.plan, finished_toy.state)
     checkpoints.close()
     write_json(run / "config.json", finished_toy.config.to_json())
     options = ["--embedding", "transition", "--clusters", "auto", "--linkage", "average", "--tasks-per-mode", 3]
