@@ -1,6 +1,7 @@
 """Runs of the real command on real physics, each as short as it can be and still do all that a run does."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -26,7 +27,9 @@ def command(directory, options):
 
 def run(directory, *options):
     """A whole run, as a user starts it: from outside the sources."""
-    arguments = {"capture_output": True, "text": True, "check": False, "cwd": directory.parent}
+    # XLA remarks on stderr that a compilation is slow on a loaded machine: only what the command itself says is of interest.
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    arguments = {"capture_output": True, "text": True, "check": False, "cwd": directory.parent, "env": environment}
     return Finished(directory, subprocess.run(command(directory, options), **arguments))
 
 
