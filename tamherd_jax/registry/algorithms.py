@@ -142,8 +142,8 @@ def _build_pearl(env: TaskEnv, settings: Settings, share: Share) -> MetaLearner:
 # Found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in 17 of 20.
 _FISHER = {"reward": "none", "metric": "cosine"}
 _LITERAL_MAML = {"advantage_scale": "variance", "outer_loss": "likelihood"}
-# A minute of training: inner step, inner loss and wide trust region of `tuned-maml`. Over eight seeds the herd ends ahead of the
-# single learner on the mean of bodies (benchmarks/results/quick-8-seeds).
+# A minute of training: inner step, inner loss and wide trust region of `tuned-maml`. Over eight seeds the herd ends ahead of
+# the single learner on the mean of bodies (benchmarks/results/quick-8-seeds).
 _QUICK_MAML = {
     "inner_step_size": 0.2,
     "inner_loss": "ratio",
