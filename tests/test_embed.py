@@ -230,7 +230,7 @@ def test_options_reach_the_configuration_of_a_run():
     config = new_config(options)
     assert config.embedding == EmbeddingConfig(form="diagonal", reward="absolute", metric="cosine")
     assert config.clustering == ClusteringConfig("average", "auto")
-    assert (config.probe_epochs, config.single_epochs) == (12, 33)  # the single learner still covers probe and herd
+    assert (config.probe_epochs, config.single_epochs) == (12, 37)  # the single learner still covers probe and herd
     assert new_config(Run(preset="paper-maml")).embedding == EmbeddingConfig()  # literal
     assert new_config(Run(linkage="hdbscan")).clustering.clusters == "auto"
 
