@@ -368,6 +368,22 @@ def test_padding_of_any_content_is_left_out_of_advantages():
     np.testing.assert_array_equal(generalized_advantages(rewards, values, valid, 0.9, 0.8), clean)
 
 
+def test_the_linear_baseline_does_not_need_float64_enabled():
+    """Values and reverse derivatives, also where `vmap` and `scan` meet a program that is traced already."""
+    obs, returns, valid = (jnp.stack([leaf, leaf]) for leaf in baseline_batch("walker"))
+
+    def loss(obs, returns, valid):
+        return jnp.sum(jax.jit(linear_baseline)(obs, returns, valid) ** 2)
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1))
+    with jax.enable_x64(True):
+        expected = jax.vmap(gradient)(obs, returns, valid)
+    for ours in (jax.vmap(gradient)(obs, returns, valid), jax.lax.map(lambda batch: gradient(*batch), (obs, returns, valid))):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == jnp.float32
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max())
+
+
 def test_linear_baseline_of_constant_observations_is_finite():
     out = linear_baseline(jnp.ones((2, 5, 3)), jnp.arange(10.0).reshape(2, 5), jnp.ones((2, 5)))
     assert np.isfinite(out).all()

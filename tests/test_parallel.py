@@ -33,7 +33,7 @@ _EPOCH = """
         from tamherd_jax.maml import MAML, MAMLConfig
         from tamherd_jax.parallel import map_learners
 
-        learner = MAML(PointMass(), 4, MAMLConfig(episodes_per_task=4, horizon=5, hidden_sizes=(8,), baseline="frozen"))
+        learner = MAML(PointMass(), 4, MAMLConfig(episodes_per_task=4, horizon=5, hidden_sizes=(8,)))
         tasks, traces = point_tasks().tasks, []
 
         def epoch(key, number, state, weights):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from point_mass import PointMass, point_tasks
-from toy import frozen_config, toy_config, toy_experiment
+from toy import toy_config, toy_experiment
 from toy_cli import put_toy
 
 from tamherd_jax import cli
@@ -65,19 +65,6 @@ def halfway(tmp_path_factory):
         checkpoints.offer(experiment.plan, experiment.state)
     checkpoints.close()
     return out
-
-
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory):
-    """Results of a run with the frozen baseline, and its checkpoint 7 in another directory."""
-    whole, half = tmp_path_factory.mktemp("frozen-whole"), tmp_path_factory.mktemp("frozen-half")
-    experiment, checkpoints = toy_experiment(frozen_config()), Checkpoints(half / "checkpoints", every=0)
-    for number, _ in enumerate(experiment.run(), start=1):
-        if number == 7:
-            checkpoints.offer(experiment.plan, experiment.state)
-            checkpoints.close()
-    write_results(experiment.plan, experiment.state, whole)
-    return whole, half
 
 
 @pytest.fixture
@@ -147,11 +134,10 @@ def test_killed_while_a_checkpoint_is_written(uninterrupted, tmp_path):
     assert_same_results(tmp_path, uninterrupted)
 
 
-def test_resumed_on_another_number_of_devices_trains_to_the_same_bits(frozen, tmp_path):
-    whole, half = frozen
-    shutil.copytree(half, tmp_path, dirs_exist_ok=True)
-    assert "from 7" in finish(toy_run(tmp_path, "--devices", 2, "--baseline", "frozen"))
-    assert_close_results(tmp_path, whole)
+def test_resumed_on_another_number_of_devices_trains_to_the_same_bits(uninterrupted, halfway, tmp_path):
+    shutil.copytree(halfway, tmp_path, dirs_exist_ok=True)
+    assert "from 7" in finish(toy_run(tmp_path, "--devices", 2))
+    assert_close_results(tmp_path, uninterrupted)
 
 
 def test_resumed_at_every_epoch_in_the_same_process(uninterrupted, tmp_path):
@@ -516,12 +502,12 @@ def test_two_processes_that_share_three_seeds_give_the_results_of_one(tmp_path):
     assert {p.name for p in (together / "checkpoints").iterdir()} == {"process-0", "process-1"}
 
 
-def test_the_command_on_two_devices_killed_and_resumed(frozen, tmp_path):
-    out, options = tmp_path / "run", ["--devices", 2, "--checkpoint-every", 0, "--set", "maml.baseline=frozen"]
+def test_the_command_on_two_devices_killed_and_resumed(uninterrupted, tmp_path):
+    out, options = tmp_path / "run", ["--devices", 2, "--checkpoint-every", 0]
     assert kill_after(toy_command(out, *options), 7, 0.0)
     output = finish(toy_command(out, *options, "--resume"))
     assert "going on from checkpoint" in " ".join(output.split())
-    assert_close_results(out, frozen[0])
+    assert_close_results(out, uninterrupted)
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """A small experiment on the point mass: all stages, seconds to compile, milliseconds an epoch."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,15 +30,6 @@ def toy_config(**changes):
         "maml": MAMLConfig(episodes_per_task=4, horizon=5, hidden_sizes=(8,), trpo=TRPOConfig(max_kl=0.05)),
     }
     return ExperimentConfig(**(settings | changes))
-
-
-def frozen_config(**changes):
-    """The toy with the frozen baseline.
-
-    The linear baseline nearly interpolates the toy's returns, so that advantages are its rounding made large, and that rounding
-    is another in the program of several devices.
-    """
-    return toy_config(maml=dataclasses.replace(toy_config().maml, baseline="frozen"), **changes)
 
 
 def toy_experiment(config=None, seeds=2, own_seeds=None, **options):

@@ -16,7 +16,6 @@ def parse():
     parser.add_argument("--every", type=float, default=0.0)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--baseline", choices=("linear", "frozen"), default="linear")
     parser.add_argument("--cache", default=os.environ.get("TOY_CACHE"))
     return parser.parse_args()
 
@@ -29,13 +28,12 @@ def main():
     if options.cache:
         jax.config.update("jax_compilation_cache_dir", options.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    from toy import frozen_config, toy_config, toy_experiment
+    from toy import toy_config, toy_experiment
 
     from tamherd_jax.experiments.checkpoints import Checkpoints
     from tamherd_jax.experiments.results import write_results
 
-    config = {"linear": toy_config, "frozen": frozen_config}[options.baseline](seeds=options.seeds)
-    experiment = toy_experiment(config, devices=jax.local_devices())
+    experiment = toy_experiment(toy_config(seeds=options.seeds), devices=jax.local_devices())
     checkpoints = Checkpoints(options.out / "checkpoints", options.every, warn=lambda line: print(line, flush=True))
     print("from", checkpoints.restore(experiment.plan, experiment.state), flush=True)
     for event in experiment.run():
