@@ -22,7 +22,8 @@ import numpy as np
 import tyro
 
 from tamherd_jax.envs import Locomotion, ml2
-from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
+from tamherd_jax.experiments.presets import get_preset
+from tamherd_jax.maml import MAML
 from tamherd_jax.parallel import map_learners
 from tamherd_jax.reporting.statistics import estimate, mean
 
@@ -40,12 +41,12 @@ class Study:
     """Choices of training tasks: a body's, all, or a task's name."""
     seeds: int = 6
     """Learners of each kind."""
-    epochs: int = 80
+    epochs: int = 60
     """Of `2 meta_batch_size x 10 x 100` environment steps."""
     meta_batch_size: int = 20
     """M, tasks an epoch."""
-    max_kl: float = 0.05
-    """Radius of the trust region."""
+    preset: str = "quick"
+    """Preset of MAML whose settings of the learner all share."""
     physics: str = "auto"
     """Backend."""
     into: Path = Path("cg_iterations.csv")
@@ -58,7 +59,8 @@ def curves(study: Study, chosen: str, iterations: int) -> Iterator[list[object]]
     weights = np.array([chosen == "all" or name.startswith(chosen) for name in tasks.task_names], np.float32)
     if not weights.any():
         raise SystemExit(f"no task of {', '.join(tasks.task_names)} begins with {chosen!r}")
-    config = MAMLConfig(trpo=TRPOConfig(max_kl=study.max_kl, cg_iterations=iterations))
+    shared = get_preset(study.preset).maml
+    config = dataclasses.replace(shared, trpo=dataclasses.replace(shared.trpo, cg_iterations=iterations))
     learner = MAML(Locomotion(study.physics, 10.0), study.meta_batch_size, config)
 
     def epoch(key, number, state):

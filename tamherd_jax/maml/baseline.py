@@ -63,7 +63,7 @@ def linear_baseline(obs: jax.Array, returns: jax.Array, valid: jax.Array) -> jax
     """
     check_rank("obs", obs, 3)
     check_equal_shapes(returns=returns, valid=valid, obs_of_one_feature=obs[..., 0])
-    fit = _fitted_values if jax.config.jax_enable_x64 else _fitted_values_with_float64
+    fit = _fitted_values if jnp.result_type(float) == jnp.float64 else _fitted_values_with_float64
     return fit(obs, returns, valid)
 
 
