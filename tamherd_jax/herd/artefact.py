@@ -128,7 +128,7 @@ class Herd:
           ValueError: the task set has no task of that name.
         """
         one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self._task(task))
-        found, steps = self._assign_program(key, self.probe, one)
+        found, steps = self._assign_program(key, self.probe, self.embedded, self._membership, one)
         return TaskAssignment(
             int(found.nearest[0]),
             np.asarray(found.distances[0]),
@@ -218,12 +218,18 @@ class Herd:
         index = self.task_set.index(task)
         return jax.tree.map(lambda leaf: leaf[index], self.task_set.tasks)
 
+    @property
+    def _membership(self) -> np.ndarray:
+        """`[D, K]` one-hot clusters of the training tasks."""
+        membership: np.ndarray = np.eye(self.size, dtype=np.float32)[self.labels]
+        return membership
+
     @functools.cached_property
     def _assign_program(self) -> Any:
-        membership = np.eye(self.size, dtype=np.float32)[self.labels]
+        """Of any herd of these shapes: what is the herd's own is an argument, so that its compiled form is found again."""
 
-        def assign(key, probe, tasks):
-            return assign_tasks(self.learner, self.embedding, key, probe, self.embedded, membership, tasks, self.episodes.probe)
+        def assign(key, probe, embedded, membership, tasks):
+            return assign_tasks(self.learner, self.embedding, key, probe, embedded, membership, tasks, self.episodes.probe)
 
         return jax.jit(assign)
 

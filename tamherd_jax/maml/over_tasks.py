@@ -17,6 +17,7 @@ Result = TypeVar("Result")
 
 def map_tasks(fn: Callable[..., Result], *tasks: Any) -> Result:
     """Return `fn` of every task, `[M, ...]`, from leaves `[M, ...]`."""
+    fn = jax.jit(fn, inline=True)  # traced once for both orders
 
     def in_turn(*tasks: Any) -> Result:
         results: Result = jax.lax.map(lambda task: fn(*task), tasks)
@@ -28,6 +29,7 @@ def map_tasks(fn: Callable[..., Result], *tasks: Any) -> Result:
 
 def sum_tasks(fn: Callable[..., Result], *tasks: Any) -> Result:
     """Return the sum over M tasks of `fn` of each, from leaves `[M, ...]`."""
+    fn = jax.jit(fn, inline=True)  # traced once for its shapes and both orders
 
     def in_turn(*tasks: Any) -> Result:
         shapes = jax.eval_shape(fn, *jax.tree.map(lambda leaf: leaf[0], tasks))
