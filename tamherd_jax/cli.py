@@ -16,10 +16,12 @@ from tamherd_jax.commands.embed import Embed, embed
 from tamherd_jax.commands.evaluate import Evaluate, evaluate
 from tamherd_jax.commands.report import Report, report
 from tamherd_jax.commands.run import Run, run
+from tamherd_jax.commands.sweep import Sweep, sweep
 from tamherd_jax.commands.view import View, view
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[View, tyro.conf.subcommand("view")]
@@ -30,6 +32,7 @@ Command = (
 
 ACTIONS: dict[type, Callable[[Any], int | None]] = {
     Run: run,
+    Sweep: sweep,
     Report: report,
     Evaluate: evaluate,
     View: view,

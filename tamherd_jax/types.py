@@ -189,6 +189,17 @@ class MetaLearner(Protocol):
 
 
 @runtime_checkable
+class TunableLearner(Protocol):
+    """Further functions of a `MetaLearner` whose settings may be data, one value a learner; ask with `isinstance`."""
+
+    config: Any
+
+    def with_config(self, config: Any) -> Any:
+        """Return the same learner with other settings: `config` is of the same class, and its numbers may be traced."""
+        ...
+
+
+@runtime_checkable
 class ReplayLearner(Protocol):
     """Further functions of a `MetaLearner` with stored experience; ask with `isinstance`.
 

@@ -13,16 +13,19 @@ from tamherd_jax.commands import mistakes_of_the_user, new_console
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Print the tables of a run and write its figures, CSV files and report.html again, from its result files alone."""
+    """Print the tables of a run or sweep and write its figures, CSV files and report.html again, from its result files."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """The run directory."""
+    """The directory of the run or sweep."""
 
 
 def report(options: Report) -> None:
     """`tamherd report`."""
+    from tamherd_jax.commands.sweep import show_sweep_report
+
     console = new_console(highlight=False)
-    console.print(f"Report: {show_report(options.directory, console)}", soft_wrap=True)
+    show = show_sweep_report if (options.directory / "sweep.json").exists() else show_report
+    console.print(f"Report: {show(options.directory, console)}", soft_wrap=True)
 
 
 def show_report(directory: Path, console: Any) -> Path:

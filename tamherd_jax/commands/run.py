@@ -265,10 +265,18 @@ def checkpoint_directory(directory: Path) -> Path:
     return where
 
 
-def train(experiment: Experiment, events: Iterator[Progress], directory: Path, options: Run, console: Console) -> int:
+def train(
+    experiment: Experiment,
+    events: Iterator[Progress],
+    directory: Path,
+    options: Run,
+    console: Console,
+    resume_advice: str | None = None,
+) -> int:
     """Train from where the newest checkpoint left, writing further ones; 0, or the exit status of who was asked to stop.
 
-    `events` are those of the experiment's `run()`, none of which was asked for yet.
+    `events` are those of the experiment's `run()`, none of which was asked for yet. `resume_advice` says how to go on after an
+    interruption; by default with `tamherd run`.
     """
     import jax
 
@@ -278,6 +286,7 @@ def train(experiment: Experiment, events: Iterator[Progress], directory: Path, o
     from tamherd_jax.reporting.trackers import Trackers, log_event, parse_names
 
     plan, state, me = experiment.plan, experiment.state, f"process-{jax.process_index()}"
+    resume_advice = resume_advice or how_to_resume(directory)
     config, task_set = plan.config, plan.task_set
     alone = jax.process_count() == 1
     log = directory / ("log.jsonl" if alone or jax.process_index() == 0 else f"log-{me}.jsonl")
@@ -292,7 +301,7 @@ def train(experiment: Experiment, events: Iterator[Progress], directory: Path, o
     names = parse_names(options.log_to) if jax.process_index() == 0 else ()
     with mistakes_of_the_user():
         trackers = Trackers(names, directory, config.to_json(), display.note)
-    with display, trackers, stop_requests() as stop, closing(checkpoints, directory):
+    with display, trackers, stop_requests() as stop, closing(checkpoints, directory, resume_advice):
         checkpoints.warn = display.note
         display.note(
             f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {plan.env.backend}, "
@@ -307,15 +316,13 @@ def train(experiment: Experiment, events: Iterator[Progress], directory: Path, o
         checkpoints.save(plan, state)
     if stop.signal is not None and plan.work(state.done):
         lost = "" if checkpoints.saved == state.steps else f" (its last checkpoint is {checkpoints.saved}: make room first)"
-        sys.stderr.write(
-            f"tamherd: interrupted after {event.stage} {event.epoch}/{event.epochs}{lost}; {how_to_resume(directory)}\n"
-        )
+        sys.stderr.write(f"tamherd: interrupted after {event.stage} {event.epoch}/{event.epochs}{lost}; {resume_advice}\n")
         return stop.status
     return 0
 
 
 @contextlib.contextmanager
-def closing(checkpoints: Checkpoints, directory: Path) -> Iterator[None]:
+def closing(checkpoints: Checkpoints, directory: Path, resume_advice: str) -> Iterator[None]:
     """Wait for the last checkpoint, also when training fails; say how to go on when the disk does."""
     try:
         try:
@@ -323,7 +330,7 @@ def closing(checkpoints: Checkpoints, directory: Path) -> Iterator[None]:
         finally:
             checkpoints.close()
     except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror}; make room, then {how_to_resume(directory)}") from error
+        raise UserError(f"cannot write to {directory}: {error.strerror}; make room, then {resume_advice}") from error
 
 
 def how_to_resume(directory: Path) -> str:

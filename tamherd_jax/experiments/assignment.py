@@ -13,7 +13,7 @@ import numpy as np
 from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.keys import role_keys
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import Programs, mean_by_task
+from tamherd_jax.experiments.programs import Programs, mean_by_task, settings_of
 from tamherd_jax.experiments.state import RunState, member_counts, member_weights
 
 
@@ -68,7 +68,8 @@ def to_the_nearest(plan: Plan, programs: Programs, state: RunState, arm: Arm, ep
     found = state.partitions[arm.partition]
     membership = np.stack([np.eye(arm.size, dtype=np.float32)[clusters.labels] for clusters in found.clusters])
     keys = role_keys(plan.seeds, "assign")
-    assignment, steps = programs.assign(keys, np.uint32(epoch), found.probe, found.embedded, membership)
+    settings = settings_of(plan, 1)
+    assignment, steps = programs.assign(keys, np.uint32(epoch), found.probe, found.embedded, membership, settings)
     sure = {name: mean_by_task(plan, np.asarray(getattr(assignment, name))) for name in ("confidence", "margin")}
     return AssignedTasks(np.asarray(assignment.nearest), {**sure, "assign_steps": steps})
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tamherd_jax.experiments.keys import role_keys
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import Programs
+from tamherd_jax.experiments.programs import Programs, settings_of
 from tamherd_jax.experiments.state import Partition, RunState, member_counts
 from tamherd_jax.experiments.training import untrained_probe
 from tamherd_jax.herd.clustering import Clusters, cluster
@@ -18,7 +18,7 @@ from tamherd_jax.herd.clustering import Clusters, cluster
 
 def embed_and_cluster(plan: Plan, programs: Programs, probe: Any) -> Partition:
     """Embed the training tasks with every seed's probe `[S, ...]` and cluster them."""
-    embedded = programs.embed(role_keys(plan.seeds, "embed"), probe)
+    embedded = programs.embed(role_keys(plan.seeds, "embed"), probe, settings_of(plan, 1))
     clusters, failures = cluster_seeds(plan, np.asarray(embedded.gram, np.float64))
     return Partition(probe, embedded, clusters, failures)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.herd.information import information_reward
 from tamherd_jax.registry.algorithms import Share, get_algorithm
-from tamherd_jax.types import MetaLearner, TaskEnv
+from tamherd_jax.types import MetaLearner, TaskEnv, TunableLearner
 
 
 def training_share(config: ExperimentConfig, tasks: int, learners: int = 1) -> Share:
@@ -40,6 +44,38 @@ def make_probe_learner(config: ExperimentConfig, env: TaskEnv, tasks: int) -> Me
         return make_learner(config, env, tasks)
     reward = information_reward if config.probe == "discriminative" else None
     return plain(env, config.settings, training_share(config, tasks), reward)
+
+
+def tuned(learner: Any, settings: Mapping[str, Any]) -> Any:
+    """Return a learner with some numbers of its configuration replaced, which may be traced; itself where there are none.
+
+    Args:
+      learner: The learner.
+      settings: By dotted name within the learner's configuration, such as `trpo.max_kl`.
+
+    Raises:
+      ValueError: The learner takes no other settings.
+    """
+    if not settings:
+        return learner
+    if not isinstance(learner, TunableLearner):
+        raise ValueError(f"{type(learner).__name__} has no with_config: its settings cannot be data")
+    return learner.with_config(with_numbers(learner.config, settings))
+
+
+def with_numbers(config: Any, settings: Mapping[str, Any]) -> Any:
+    """Return a nested configuration with fields replaced by dotted name."""
+    for name, value in settings.items():
+        first, _, rest = name.partition(".")
+        part = with_numbers(getattr(config, first), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{first: part})
+    return config
+
+
+def number_names(config: Any) -> list[str]:
+    """Return the dotted names of the numbers of a configuration that may be data."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(config)
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
 
 
 def doubled_gradient_steps(config: ExperimentConfig) -> ExperimentConfig:

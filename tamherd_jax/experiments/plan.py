@@ -29,7 +29,8 @@ class Plan:
       config: What to run.
       env: The environment of all tasks.
       task_set: The N tasks.
-      seeds: `[S]` seeds of this plan: the configuration's, or a process's share of them.
+      seeds: `[S]` seeds of this plan: the configuration's, or a process's share of them. In a sweep, those of every setting.
+      settings: What a sweep varies: numbers of the learners' configuration by dotted name, `[S]` each. Empty in a run.
       embedding: Task embedding.
       clustering: How tasks are clustered; the configured way, with at most as many clusters as an epoch samples tasks.
       learner: The meta-learner that probes, adapts and acts, the same for all arms.
@@ -54,6 +55,7 @@ class Plan:
     budget: Budget
     embedded_task: np.ndarray
     test_task: np.ndarray
+    settings: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def grouped(self) -> bool:
@@ -88,13 +90,15 @@ def make_plan(
     env: Any = None,
     task_set: TaskSet | None = None,
     seeds: Sequence[int] | np.ndarray | None = None,
+    settings: Mapping[str, np.ndarray] | None = None,
 ) -> Plan:
     """Plan an experiment.
 
     Args:
       config: What to run.
       env, task_set: Replace the configuration's, for tests and for users' own tasks.
-      seeds: `[S]` some of the configuration's seeds, where several processes share them.
+      seeds: `[S]` some of the configuration's seeds, where several processes share them; the seeds of every setting in a sweep.
+      settings: What a sweep varies, `[S]` each; see `Plan`.
 
     Raises:
       ValueError: The herd would have more members than an epoch samples tasks.
@@ -136,6 +140,7 @@ def make_plan(
         budget=budget,
         embedded_task=np.asarray(stratified_tasks(task_set.tasks, config.embedding_tasks)[1]),
         test_task=np.repeat(np.arange(len(task_set)), config.test_repeats),
+        settings=settings or {},
     )
 
 

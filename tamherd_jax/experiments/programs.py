@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tamherd_jax.envs import take_tasks
 from tamherd_jax.experiments.arms import MEMBERS, PROBE
 from tamherd_jax.experiments.keys import PREFILL_EPOCH
+from tamherd_jax.experiments.learners import tuned
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.herd.algorithm import (
     EmbeddedTasks,
@@ -25,11 +29,18 @@ from tamherd_jax.parallel import map_learners
 from tamherd_jax.types import ReplayLearner
 
 Program = Callable[..., Any]
+Settings = Mapping[str, Any]
+"""Numbers of a learner's configuration by dotted name, `[]` each; see `learners.tuned`."""
+AS_PLANNED: Settings = MappingProxyType({})
+"""No number in place of the plan's."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
     """Each is compiled when it is first called, for L learners or S seeds at once. E epochs a call, B test tasks.
+
+    The last argument of all but `copy_replay` is `settings`: numbers of the learner's configuration by dotted name, `[L]` or
+    `[S]` each, in place of the plan's. They are data, so that learners with different settings share a program.
 
     Attributes:
       devices: Of this process, to which learners are dealt.
@@ -62,25 +73,25 @@ def make_programs(plan: Plan, devices: Sequence[jax.Device] | None = None, per_c
       per_call: Learners a device and call; see `map_learners`.
     """
 
-    def mapped(fn: Callable[..., Any], in_axes: tuple[int | None, ...], donate: tuple[int, ...] = ()) -> Program:
-        return map_learners(fn, in_axes=in_axes, per_call=per_call, devices=devices, donate=donate)
+    def mapped(fn: Callable[..., Any], *first: Any, axes: tuple[int | None, ...], donate: tuple[int, ...] = ()) -> Program:
+        @functools.wraps(fn)  # its name is the program's, in profiles and logs
+        def rest(*args: Any) -> Any:
+            return fn(*first, *args)
 
-    def training(learner: Any) -> Program:
-        return mapped(lambda *args: train_epochs(learner, *args), (0, None, 0, None, 0, 0), (2,))
-
-    def testing(explore: int) -> Program:
-        return mapped(lambda *args: meta_test_seed(plan, explore, *args), (0, None, 0))
+        return map_learners(rest, in_axes=axes, per_call=per_call, devices=devices, donate=donate)
 
     learners = {*plan.members.values(), *(arm.learner for arm in plan.arms.values() if arm.trains)}
+    explored = {arm.explore for arm in plan.arms.values()}
+    training = (0, None, 0, None, 0, 0, 0)
     return Programs(
         devices=tuple(jax.local_devices()[:1] if devices is None else devices),
-        init=mapped(lambda key: init_learner(plan, key), (0,)),
-        copy_replay=mapped(lambda *args: plan.learner.inherit(*args), (0, 0, 0)),
-        prefill=mapped(lambda *args: prefill_replay(plan.learner, *args), (0, 0, None, 0), (1,)),
-        train={learner: training(learner) for learner in learners},
-        embed=mapped(lambda key, probe: embed_seed(plan, key, probe), (0, 0)),
-        assign=mapped(lambda *args: assign_seed(plan, *args), (0, None, 0, 0, 0)),
-        test={explore: testing(explore) for explore in {arm.explore for arm in plan.arms.values()}},
+        init=mapped(init_learner, plan, axes=(0, 0)),
+        copy_replay=mapped(copy_replay, plan.learner, axes=(0, 0, 0)),
+        prefill=mapped(prefill_replay, plan.learner, axes=(0, 0, None, 0, 0), donate=(1,)),
+        train={learner: mapped(train_epochs, learner, axes=training, donate=(2,)) for learner in learners},
+        embed=mapped(embed_seed, plan, axes=(0, 0, 0)),
+        assign=mapped(assign_seed, plan, axes=(0, None, 0, 0, 0, 0)),
+        test={explore: mapped(meta_test_seed, plan, explore, axes=(0, None, 0, 0)) for explore in explored},
     )
 
 
@@ -98,12 +109,17 @@ def check_memory(plan: Plan, devices: Sequence[jax.Device], stages: Sequence[str
     plan.learner.check_memory(len(plan.seeds) * (sum(rows) + max(rows)) if alone else 2)
 
 
+def settings_of(plan: Plan, size: int) -> dict[str, np.ndarray]:
+    """Return the settings `[S A]` of A learners of every seed."""
+    return {name: np.repeat(values, size).astype(np.float32) for name, values in plan.settings.items()}
+
+
 # Functions of one learner --------------------------------------------------------------------------------------------
 
 
-def init_learner(plan: Plan, key: jax.Array) -> Any:
+def init_learner(plan: Plan, key: jax.Array, settings: Settings = AS_PLANNED) -> Any:
     """Return the fresh state of one learner, the same for all arms, from epoch 0 of its key."""
-    return plan.learner.init(jax.random.fold_in(key, 0))
+    return tuned(plan.learner, settings).init(jax.random.fold_in(key, 0))
 
 
 def without_replay(learner: Any, state: Any) -> Any:
@@ -111,18 +127,33 @@ def without_replay(learner: Any, state: Any) -> Any:
     return learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
 
 
-def prefill_replay(learner: Any, key: jax.Array, state: Any, tasks: Any, weights: jax.Array) -> tuple[Any, Any]:
+def copy_replay(learner: Any, state: Any, probe: Any, weights: jax.Array) -> Any:
+    """Return a fresh state with the probe's replay of the tasks that a learner trains on."""
+    return learner.inherit(state, probe, weights)
+
+
+def prefill_replay(
+    learner: Any, key: jax.Array, state: Any, tasks: Any, weights: jax.Array, settings: Settings
+) -> tuple[Any, Any]:
     """Collect what a learner's first epoch needs."""
-    return learner.prepare(jax.random.fold_in(key, PREFILL_EPOCH), state, tasks, weights)
+    return tuned(learner, settings).prepare(jax.random.fold_in(key, PREFILL_EPOCH), state, tasks, weights)
 
 
 def train_epochs(
-    learner: Any, key: jax.Array, epochs: jax.Array, state: Any, tasks: Any, weights: jax.Array, fault: jax.Array
+    learner: Any,
+    key: jax.Array,
+    epochs: jax.Array,
+    state: Any,
+    tasks: Any,
+    weights: jax.Array,
+    fault: jax.Array,
+    settings: Settings,
 ) -> tuple[Any, tuple[Any, Any, jax.Array]]:
     """Train one learner for E epochs `[E]`; return its last state and the per-epoch outputs `[E, ...]`.
 
     Per-epoch outputs are the state without its replay, `EpochMetrics` and the fault.
     """
+    learner = tuned(learner, settings)
 
     def step(carry: tuple[Any, jax.Array], number: jax.Array) -> tuple[Any, Any]:
         state, metrics, fault = train_epoch(learner, jax.random.fold_in(key, number), carry[0], tasks, weights, carry[1])
@@ -171,26 +202,33 @@ def _is_float(leaf: Any) -> bool:
 # Functions of one seed -----------------------------------------------------------------------------------------------
 
 
-def embed_seed(plan: Plan, key: jax.Array, probe: Any) -> EmbeddedTasks:
+def embed_seed(plan: Plan, key: jax.Array, probe: Any, settings: Settings = AS_PLANNED) -> EmbeddedTasks:
     """Embed the training tasks with one seed's frozen probe."""
     tasks, _ = stratified_tasks(plan.task_set.tasks, plan.config.embedding_tasks)
-    return embed_training_tasks(plan.learner, plan.embedding, key, probe, tasks, plan.config.embedding_episodes)
+    learner = tuned(plan.learner, settings)
+    return embed_training_tasks(learner, plan.embedding, key, probe, tasks, plan.config.embedding_episodes)
 
 
 def assign_seed(
-    plan: Plan, key: jax.Array, epoch: jax.Array, probe: Any, embedded: EmbeddedTasks, membership: jax.Array
+    plan: Plan,
+    key: jax.Array,
+    epoch: jax.Array,
+    probe: Any,
+    embedded: EmbeddedTasks,
+    membership: jax.Array,
+    settings: Settings,
 ) -> tuple[Any, jax.Array]:
     """Assign the test tasks of one seed to the nearest centroid, from fresh probe episodes."""
     key, tasks = jax.random.fold_in(key, epoch), take_tasks(plan.task_set.tasks, plan.test_task)
-    episodes = plan.config.probe_test_episodes
-    return assign_tasks(plan.learner, plan.embedding, key, probe, embedded, membership, tasks, episodes)
+    episodes, learner = plan.config.probe_test_episodes, tuned(plan.learner, settings)
+    return assign_tasks(learner, plan.embedding, key, probe, embedded, membership, tasks, episodes)
 
 
-def meta_test_seed(plan: Plan, explore: int, key: jax.Array, epoch: jax.Array, states: Any) -> TestResult:
+def meta_test_seed(plan: Plan, explore: int, key: jax.Array, epoch: jax.Array, states: Any, settings: Settings) -> TestResult:
     """Meta-test one seed on all test tasks, each with its own learner of `states` `[B, ...]`; means over repeats."""
-    key, learner = jax.random.fold_in(key, epoch), jnp.arange(len(plan.test_task))
-    tasks = take_tasks(plan.task_set.tasks, plan.test_task)
-    result = meta_test(plan.learner, key, states, learner, tasks, explore, plan.config.test_episodes)
+    key, index = jax.random.fold_in(key, epoch), jnp.arange(len(plan.test_task))
+    tasks, learner = take_tasks(plan.task_set.tasks, plan.test_task), tuned(plan.learner, settings)
+    result = meta_test(learner, key, states, index, tasks, explore, plan.config.test_episodes)
     return dataclasses.replace(result, before=mean_by_task(plan, result.before), after=mean_by_task(plan, result.after))
 
 

@@ -30,6 +30,7 @@ class Experiment:
       seeds: `[S]` some of the configuration's seeds, where several processes share them.
       devices: Of this process, to which learners are dealt; by default its first.
       per_call: Learners a device and call; see `parallel.map_learners`.
+      settings: What a sweep varies, a value for each of the seeds; see `plan.Plan`.
 
     Raises:
       ValueError: The configuration cannot be run on these tasks, in one line.
@@ -44,8 +45,9 @@ class Experiment:
         seeds: Sequence[int] | np.ndarray | None = None,
         devices: Sequence[jax.Device] | None = None,
         per_call: int | None = None,
+        settings: Mapping[str, np.ndarray] | None = None,
     ):
-        self.plan = make_plan(config, env, task_set, seeds)
+        self.plan = make_plan(config, env, task_set, seeds, settings)
         self.programs = make_programs(self.plan, devices, per_call)
         self.state = RunState()
 

@@ -11,7 +11,7 @@ from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.assignment import assign_test_tasks
 from tamherd_jax.experiments.keys import role_keys
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import Programs
+from tamherd_jax.experiments.programs import Programs, settings_of
 from tamherd_jax.experiments.state import RunState
 from tamherd_jax.parallel import one_program
 
@@ -30,7 +30,8 @@ def meta_test_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm, sna
     # Every test task's learner is picked out here, so that arms of any number of learners share one program.
     seed, learner = np.arange(len(plan.seeds))[:, None], np.asarray(assigned.learner)
     states = _picked(snapshots, seed, learner, index)
-    result = programs.test[arm.explore](role_keys(plan.seeds, f"test_{arm.role}"), np.uint32(epoch), states)
+    keys, settings = role_keys(plan.seeds, f"test_{arm.role}"), settings_of(plan, 1)
+    result = programs.test[arm.explore](keys, np.uint32(epoch), states, settings)
     curves = state.curves_of(arm.name)
     curves.record(**assigned.records)
     curves.record(before=result.before, after=result.after, test_steps=result.steps, test_nonfinite=result.nonfinite)

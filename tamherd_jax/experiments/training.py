@@ -14,7 +14,7 @@ import numpy as np
 from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.keys import learner_keys
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import Programs, float_arrays, without_replay
+from tamherd_jax.experiments.programs import Programs, float_arrays, settings_of, without_replay
 from tamherd_jax.experiments.state import RunState, learner_faults, member_counts, training_weights
 from tamherd_jax.parallel import concatenate, one_program
 from tamherd_jax.types import ReplayLearner
@@ -49,8 +49,11 @@ def train_together(plan: Plan, programs: Programs, state: RunState, arms: Sequen
     keys = _flatten(jnp.concatenate([learner_keys(plan.seeds, arm.role, arm.size) for arm in arms], 1))
     weights = _flatten(np.concatenate([training_weights(plan, state, arm) for arm in arms], 1))
     faults = _flatten(np.concatenate([learner_faults(plan, state, arm) for arm in arms], 1))
+    settings = settings_of(plan, sum(arm.size for arm in arms))
     prefill = not arms[0].copies_replay
-    trained = train_learners(plan, programs, arms[0].learner, keys, states, weights, faults, epochs, prefill)
+    rows = keys, states, weights, faults, settings
+    trained = train_learners(plan, programs, arms[0].learner, *rows, epochs=epochs, prefill=prefill)
+    del rows
     del states
     return _hand_out(plan, state, arms, *trained)
 
@@ -65,14 +68,14 @@ def train_grouped(plan: Plan, programs: Programs, state: RunState, arm: Arm, epo
     counts = member_counts(plan, state, arm.partition)
     keys, weights = learner_keys(plan.seeds, arm.role, arm.size), training_weights(plan, state, arm)
     states, faults = state.learners.pop(arm.name), learner_faults(plan, state, arm)
+    settings = {name: values.reshape(-1, arm.size) for name, values in settings_of(plan, arm.size).items()}
     outputs: Outputs | None = None
     for count in map(int, np.unique(counts)):
         rows = np.ix_(np.flatnonzero(counts == count), np.arange(count))
         pick = functools.partial(jax.tree.map, lambda leaf, rows=rows: _flatten(leaf[rows]))
-        picked_keys, picked, picked_weights, picked_faults = map(pick, (keys, states, weights, faults))
-        prefill = not arm.copies_replay
-        learner = plan.members[count]
-        new = train_learners(plan, programs, learner, picked_keys, picked, picked_weights, picked_faults, epochs, prefill)
+        picked = [pick(part) for part in (keys, states, weights, faults, settings)]
+        learner, prefill = plan.members[count], not arm.copies_replay
+        new = train_learners(plan, programs, learner, *picked, epochs=epochs, prefill=prefill)
         del picked
         outputs = _untrained(new[1], counts.size, arm.size) if outputs is None else outputs
         states, outputs = (
@@ -90,6 +93,8 @@ def train_learners(
     states: Any,
     weights: np.ndarray,
     faults: np.ndarray,
+    settings: dict[str, np.ndarray],
+    *,
     epochs: np.ndarray,
     prefill: bool,
 ) -> tuple[Any, Outputs]:
@@ -99,8 +104,8 @@ def train_learners(
     """
     tasks, prefilled = plan.task_set.tasks, None
     if prefill and epochs[0] == 1 and isinstance(learner, ReplayLearner):
-        states, prefilled = programs.prefill(keys, states, tasks, weights)
-    states, outputs = programs.train[learner](keys, epochs.astype(np.uint32), states, tasks, weights, faults)
+        states, prefilled = programs.prefill(keys, states, tasks, weights, settings)
+    states, outputs = programs.train[learner](keys, epochs.astype(np.uint32), states, tasks, weights, faults, settings)
     if prefilled is not None:
         snapshots, metrics, faults = outputs
         more = {name: _add_to_first(getattr(metrics, name), getattr(prefilled, name)) for name in ("steps", "nonfinite")}
@@ -110,7 +115,7 @@ def train_learners(
 
 def init_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm) -> Any:
     """Return fresh states `[S, A, ...]` of an arm's learners, with the probe's replay of their tasks where they copy it."""
-    states = programs.init(_flatten(learner_keys(plan.seeds, arm.role, arm.size)))
+    states = programs.init(_flatten(learner_keys(plan.seeds, arm.role, arm.size)), settings_of(plan, arm.size))
     if arm.copies_replay:
         probe = jax.tree.map(lambda leaf: _flatten(leaf.repeat(arm.size, 1)), state.learners[plan.probe_arm])
         # Without their empty replay, which would be in memory beside what takes its place.

@@ -202,6 +202,10 @@ class MAML:
         """`2 M R T`: every task's episodes before and after adaptation."""
         return 2 * self.meta_batch_size * self.config.episodes_per_task * self.horizon
 
+    def with_config(self, config: MAMLConfig) -> MAML:
+        """Return the same learner with other settings, whose numbers may be traced."""
+        return MAML(self.env, self.meta_batch_size, config, self._train_reward)
+
     def init(self, key: jax.Array) -> MAMLState:
         """Fresh parameters."""
         policy_key, value_key = jax.random.split(key)

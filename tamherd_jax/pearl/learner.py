@@ -99,6 +99,10 @@ class PEARL:
         advice = f"lower replay_capacity from {self.config.replay_capacity} to {fitting}, or {fewer}"
         replay.check_memory(learners * self.replay_bytes, available, advice)
 
+    def with_config(self, config: PEARLConfig) -> PEARL:
+        """Return the same learner with other settings, whose numbers may be traced."""
+        return PEARL(self.env, self.draws, self.tasks, config)
+
     def init(self, key: jax.Array) -> PEARLState:
         """Fresh parameters and empty replay buffers."""
         c, example = self.config, self._collector.example()

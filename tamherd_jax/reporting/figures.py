@@ -91,13 +91,13 @@ def curve_panels(results: dict[str, Any], curves: dict[str, np.ndarray], shown: 
 
 def learning_curves(results: dict[str, Any], curves: dict[str, np.ndarray], path: Path) -> None:
     """Figure 2 as a PNG file: `curve_panels` of the paper's arms side by side."""
-    _save_row(curve_panels(results, curves, paper_arms(results)), path, height=3.8)
+    save_row(curve_panels(results, curves, paper_arms(results)), path, height=3.8)
 
 
 def control_curves(results: dict[str, Any], curves: dict[str, np.ndarray], path: Path) -> None:
     """The herd against its controls as a PNG file; none without controls."""
     if shown := control_arms(results):
-        _save_row(curve_panels(results, curves, shown), path, height=3.8)
+        save_row(curve_panels(results, curves, shown), path, height=3.8)
 
 
 def adaptation_panel(results: dict[str, Any], curves: dict[str, np.ndarray], arm: str) -> Draw:
@@ -165,10 +165,10 @@ def embedding_map(results: dict[str, Any], embeddings: dict[str, np.ndarray], pa
     """`embedding_panels` as a PNG file; none where no seed could be clustered."""
     panels = embedding_panels(results, embeddings, seeds)
     if panels:
-        _save_row(panels, path, height=4.2)
+        save_row(panels, path, height=4.2)
 
 
-def _save_row(panels: dict[str, Draw], path: Path, height: float) -> None:
+def save_row(panels: dict[str, Draw], path: Path, height: float) -> None:
     """Panels side by side in one PNG file."""
     with plt.rc_context(_STYLE):
         size = (4.6 * len(panels), height)
