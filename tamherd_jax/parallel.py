@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from tamherd_jax.types import PyTree
+
 Route: TypeAlias = Literal["pmap", "shard_map"]
 ROUTE: Route = "pmap"
 """Default of `map_learners`."""
@@ -93,7 +95,7 @@ def one_program(fn: Callable[..., Any], static: tuple[int, ...] = ()) -> Callabl
     program = jax.jit(fn, static_argnums=static)
 
     @functools.wraps(fn)
-    def on_host_or_device(tree: Any, *args: Any) -> Any:
+    def on_host_or_device(tree: PyTree, *args: Any) -> Any:
         host = any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree))
         return (fn if host else program)(tree, *args)
 

@@ -18,6 +18,9 @@ PyTree: TypeAlias = Any
 Params: TypeAlias = Any
 """Tree of a network's parameters."""
 
+Document: TypeAlias = dict[str, Any]
+"""JSON object as read from a file, or about to be written to one: field names to values."""
+
 
 @struct.dataclass
 class PhysicsState:
@@ -62,11 +65,11 @@ class TaskEnv(Protocol):
     limit, as Brax's `EpisodeWrapper` has it: the episode is over, but its last state has a value.
     """
 
-    def reset(self, rng: jax.Array, task: PyTree) -> Any:
+    def reset(self, rng: jax.Array, task: PyTree) -> PyTree:
         """Return a fresh `brax.envs.State` of a task."""
         ...
 
-    def step(self, state: Any, action: jax.Array) -> Any:
+    def step(self, state: PyTree, action: jax.Array) -> PyTree:
         """Return the state after one action `[A]`."""
         ...
 

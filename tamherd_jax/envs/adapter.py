@@ -86,7 +86,7 @@ class TaskedEnv(Env):
             nonfinite=jnp.where(over | finite, 0.0, 1.0).astype(dtype),
         )
 
-    def _check_state(self, state: Any) -> None:
+    def _check_state(self, state: PyTree) -> None:
         """Refuse a state without `obs`, `reward` or `done`, or with one of another shape than they must have."""
         name = type(self._env).__name__
         missing = [field for field in ("obs", "reward", "done") if not hasattr(state, field)]
@@ -122,7 +122,7 @@ class TaskedEnv(Env):
     @functools.cached_property
     def observation_size(self) -> int:
         """O, found without running the environment."""
-        state: Any = jax.eval_shape(self._env.reset, jax.random.key(0))
+        state: PyTree = jax.eval_shape(self._env.reset, jax.random.key(0))
         self._check_state(state)
         return int(state.obs.shape[-1])
 
@@ -160,7 +160,7 @@ def _inner(state: State) -> Any:
     return state.replace(metrics=inner[0], info=inner[1])
 
 
-def _truncation(state: Any, like: jax.Array) -> jax.Array:
+def _truncation(state: PyTree, like: jax.Array) -> jax.Array:
     """`info["truncation"]` of the environment's own state, 0 where it has none."""
     info = getattr(state, "info", None) or {}
     return jnp.asarray(info.get("truncation", 0.0), like.dtype)

@@ -49,7 +49,7 @@ def collect_recurrent_episode(
     """
     reset_key, action_key = jax.random.split(key)
 
-    def step(scanned: tuple[Any, PyTree], step_key: jax.Array) -> tuple[tuple[Any, PyTree], Any]:
+    def step(scanned: tuple[PyTree, PyTree], step_key: jax.Array) -> tuple[tuple[PyTree, PyTree], PyTree]:
         state, carry = scanned
         action, next_carry = act(carry, state.obs, step_key)
         after = env.step(state, action)
@@ -117,10 +117,10 @@ class Lanes(Episodes):
 
 def collect_lane(
     env: TaskEnv,
-    act: Callable[[Any, jax.Array, jax.Array], jax.Array],
-    first: Any,
-    renew: Callable[[jax.Array, jax.Array], Any],
-    task: Any,
+    act: Callable[[PyTree, jax.Array, jax.Array], jax.Array],
+    first: PyTree,
+    renew: Callable[[jax.Array, jax.Array], PyTree],
+    task: PyTree,
     key: jax.Array,
     length: int,
     horizon: int,
@@ -142,7 +142,7 @@ def collect_lane(
     """
     reset_key, scan_key = jax.random.split(key)
 
-    def step(carry: Any, step_key: jax.Array) -> tuple[Any, Any]:
+    def step(carry: PyTree, step_key: jax.Array) -> tuple[PyTree, PyTree]:
         state, context, age, episode = carry
         action_key, fresh_key, renew_key = jax.random.split(step_key, 3)
         action = act(context, state.obs, action_key)
@@ -161,12 +161,12 @@ def collect_lane(
     return Lanes(obs, actions, rewards, next_obs, terminated, valid, jnp.sum(1.0 - valid), episode)
 
 
-def _truncated(after: Any) -> jax.Array:
+def _truncated(after: PyTree) -> jax.Array:
     """1 where a time limit of the environment's own ended the episode; Brax's `EpisodeWrapper` says so in `info`."""
     return after.info.get("truncation", jnp.zeros_like(after.done))
 
 
-def _sound(after: Any, action: jax.Array) -> jax.Array:
+def _sound(after: PyTree, action: jax.Array) -> jax.Array:
     """Whether a step ended in a finite state, by the environment's own word and by what can be seen of it."""
     finite = jnp.all(jnp.isfinite(action)) & jnp.all(jnp.isfinite(after.obs)) & jnp.isfinite(after.reward)
     return finite & (after.metrics.get("nonfinite", jnp.zeros_like(after.done)) == 0)

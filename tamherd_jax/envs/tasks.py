@@ -13,6 +13,7 @@ import numpy as np
 from flax import struct
 
 from tamherd_jax.registry.bodies import BODIES, suite
+from tamherd_jax.types import PyTree
 
 _NAMES = tuple(body.name for body in BODIES)
 
@@ -49,7 +50,7 @@ class TaskSet:
     name: str
     version: int
     task_names: tuple[str, ...]
-    tasks: Any
+    tasks: PyTree
     mode_names: tuple[str, ...]
     modes: np.ndarray
 
@@ -153,7 +154,7 @@ def get_task_set(name: str) -> TaskSet:
     return TASK_SETS[name]()
 
 
-def take_tasks(tasks: Any, index: jax.Array | np.ndarray) -> Any:
+def take_tasks(tasks: PyTree, index: jax.Array | np.ndarray) -> Any:
     """The tasks at `index`: leaves `[N, ...]` become `[*index.shape, ...]`."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks)
 

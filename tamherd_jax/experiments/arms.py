@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.ledger import ArmBudget, Budget
+from tamherd_jax.types import MetaLearner
 
 PROBE, EMBEDDINGS, MEMBERS, SINGLE = STAGES = ("probe", "embeddings", "herd and oracle", "single")
 """Stages, in the order of a run."""
@@ -46,7 +47,7 @@ class Arm:
     source: str
     role: str
     stages: tuple[str, ...]
-    learner: Any
+    learner: MetaLearner
     size: int
     weights: Weights
     assign: Assignment
@@ -75,11 +76,11 @@ class ArmLearners:
       doubled: The single learner with twice the gradient steps, where that control is asked for, else None.
     """
 
-    single: Any
-    expert: Any
-    member: Any
-    probe: Any = None
-    doubled: Any = None
+    single: MetaLearner
+    expert: MetaLearner
+    member: MetaLearner
+    probe: MetaLearner | None = None
+    doubled: MetaLearner | None = None
 
 
 def make_arms(config: ExperimentConfig, learners: ArmLearners, modes: int, members: int, budget: Budget) -> dict[str, Arm]:

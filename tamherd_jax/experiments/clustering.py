@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,9 +13,10 @@ from tamherd_jax.experiments.programs import Programs, settings_of
 from tamherd_jax.experiments.state import Partition, RunState, member_counts
 from tamherd_jax.experiments.training import untrained_probe
 from tamherd_jax.herd.clustering import Clusters, cluster
+from tamherd_jax.types import PyTree
 
 
-def embed_and_cluster(plan: Plan, programs: Programs, probe: Any) -> Partition:
+def embed_and_cluster(plan: Plan, programs: Programs, probe: PyTree) -> Partition:
     """Embed the training tasks with every seed's probe `[S, ...]` and cluster them."""
     embedded = programs.embed(role_keys(plan.seeds, "embed"), probe, settings_of(plan, 1))
     clusters, failures = cluster_seeds(plan, np.asarray(embedded.gram, np.float64))

@@ -15,7 +15,7 @@ from tamherd_jax.herd import clustering
 from tamherd_jax.herd.algorithm import embed_experience, stratified_tasks
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, Features
-from tamherd_jax.types import MetaLearner
+from tamherd_jax.types import MetaLearner, PyTree
 
 
 @struct.dataclass
@@ -39,10 +39,10 @@ def embed_with_probe(
     learner: MetaLearner,
     config: ExperimentConfig,
     embeddings: Mapping[str, EmbeddingConfig],
-    tasks: Any,
-    test_tasks: Any,
+    tasks: PyTree,
+    test_tasks: PyTree,
     key: jax.Array,
-    probe: Any,
+    probe: PyTree,
 ) -> dict[str, EmbeddedProbe]:
     """Roll one probe in training draws and test tasks, and embed both in every way from the same episodes.
 
@@ -57,8 +57,8 @@ def embed_with_probe(
     """
     keys = jax.random.split(key, 2)
 
-    def features(key: jax.Array, tasks: Any, episodes: int) -> dict[str, Features]:
-        def one(key: jax.Array, task: Any) -> dict[str, Features]:
+    def features(key: jax.Array, tasks: PyTree, episodes: int) -> dict[str, Features]:
+        def one(key: jax.Array, task: PyTree) -> dict[str, Features]:
             rollout_key, score_key = jax.random.split(key)
             policy, experience = learner.probe(rollout_key, probe, task, episodes)
             return {
@@ -77,7 +77,7 @@ def _embedded(embedding: Any, draws: Features, probes: Features) -> EmbeddedProb
     return EmbeddedProbe(embedding.self_gram(draws), embedding.gram(probes, draws), embedding.norms(probes), draws.guard)
 
 
-def draws_and_probes(task_set: TaskSet, draws: int, probes: int) -> tuple[tuple[Any, np.ndarray], tuple[Any, np.ndarray]]:
+def draws_and_probes(task_set: TaskSet, draws: int, probes: int) -> tuple[tuple[PyTree, np.ndarray], tuple[PyTree, np.ndarray]]:
     """Tasks and their indices, in equal shares, of D draws `[D]` and B test probes `[B]`."""
     pairs = (stratified_tasks(task_set.tasks, count) for count in (draws, probes))
     first, second = ((tasks, np.asarray(index)) for tasks, index in pairs)
@@ -85,7 +85,7 @@ def draws_and_probes(task_set: TaskSet, draws: int, probes: int) -> tuple[tuple[
 
 
 def analyse(
-    embedded: EmbeddedProbe, config: clustering.ClusteringConfig, task_set: TaskSet, draws: Any, probes: Any, seed: int
+    embedded: EmbeddedProbe, config: clustering.ClusteringConfig, task_set: TaskSet, draws: PyTree, probes: PyTree, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Cluster one seed's draws, assign its test probes and describe both.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from tamherd_jax.experiments.ledger import Budget
 from tamherd_jax.herd.algorithm import stratified_tasks
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.herd.embeddings import Embedding
-from tamherd_jax.types import ReplayLearner
+from tamherd_jax.types import MetaLearner, ReplayLearner, TaskEnv
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,13 +42,13 @@ class Plan:
     """
 
     config: ExperimentConfig
-    env: Any
+    env: TaskEnv
     task_set: TaskSet
     seeds: np.ndarray
     embedding: Embedding
     clustering: ClusteringConfig
-    learner: Any
-    members: Mapping[int, Any]
+    learner: MetaLearner
+    members: Mapping[int, MetaLearner]
     arms: Mapping[str, Arm]
     probe_arm: str
     budget: Budget
@@ -87,7 +86,7 @@ class Plan:
 
 def make_plan(
     config: ExperimentConfig,
-    env: Any = None,
+    env: TaskEnv | None = None,
     task_set: TaskSet | None = None,
     seeds: Sequence[int] | np.ndarray | None = None,
     settings: Mapping[str, np.ndarray] | None = None,
@@ -164,7 +163,14 @@ def affordable_clustering(config: ExperimentConfig, tasks: int) -> ClusteringCon
     return clustering
 
 
-def _budget(config: ExperimentConfig, tasks: int, single: Any, expert: Any, modes: int, members: Mapping[int, Any]) -> Budget:
+def _budget(
+    config: ExperimentConfig,
+    tasks: int,
+    single: MetaLearner,
+    expert: MetaLearner,
+    modes: int,
+    members: Mapping[int, MetaLearner],
+) -> Budget:
     prefill = single.preparation_steps if isinstance(single, ReplayLearner) else 0
     return Budget(
         single_epoch=single.steps_per_epoch,

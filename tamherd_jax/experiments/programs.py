@@ -26,7 +26,7 @@ from tamherd_jax.herd.algorithm import (
     stratified_tasks,
 )
 from tamherd_jax.parallel import map_learners
-from tamherd_jax.types import ReplayLearner
+from tamherd_jax.types import MetaLearner, PyTree, ReplayLearner
 
 Program = Callable[..., Any]
 Settings = Mapping[str, Any]
@@ -58,7 +58,7 @@ class Programs:
     init: Program
     copy_replay: Program
     prefill: Program
-    train: Mapping[Any, Program]
+    train: Mapping[MetaLearner, Program]
     embed: Program
     assign: Program
     test: Mapping[int, Program]
@@ -117,45 +117,45 @@ def settings_of(plan: Plan, size: int) -> dict[str, np.ndarray]:
 # Functions of one learner --------------------------------------------------------------------------------------------
 
 
-def init_learner(plan: Plan, key: jax.Array, settings: Settings = AS_PLANNED) -> Any:
+def init_learner(plan: Plan, key: jax.Array, settings: Settings = AS_PLANNED) -> PyTree:
     """Return the fresh state of one learner, the same for all arms, from epoch 0 of its key."""
     return tuned(plan.learner, settings).init(jax.random.fold_in(key, 0))
 
 
-def without_replay(learner: Any, state: Any) -> Any:
+def without_replay(learner: MetaLearner, state: PyTree) -> PyTree:
     """Return the part of a state, or of a batch of them, that probes, adapts and may become non-finite."""
     return learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
 
 
-def copy_replay(learner: Any, state: Any, probe: Any, weights: jax.Array) -> Any:
+def copy_replay(learner: ReplayLearner, state: PyTree, probe: PyTree, weights: jax.Array) -> PyTree:
     """Return a fresh state with the probe's replay of the tasks that a learner trains on."""
     return learner.inherit(state, probe, weights)
 
 
 def prefill_replay(
-    learner: Any, key: jax.Array, state: Any, tasks: Any, weights: jax.Array, settings: Settings
-) -> tuple[Any, Any]:
+    learner: ReplayLearner, key: jax.Array, state: PyTree, tasks: PyTree, weights: jax.Array, settings: Settings
+) -> tuple[PyTree, PyTree]:
     """Collect what a learner's first epoch needs."""
     return tuned(learner, settings).prepare(jax.random.fold_in(key, PREFILL_EPOCH), state, tasks, weights)
 
 
 def train_epochs(
-    learner: Any,
+    learner: MetaLearner,
     key: jax.Array,
     epochs: jax.Array,
-    state: Any,
-    tasks: Any,
+    state: PyTree,
+    tasks: PyTree,
     weights: jax.Array,
     fault: jax.Array,
     settings: Settings,
-) -> tuple[Any, tuple[Any, Any, jax.Array]]:
+) -> tuple[PyTree, tuple[PyTree, PyTree, jax.Array]]:
     """Train one learner for E epochs `[E]`; return its last state and the per-epoch outputs `[E, ...]`.
 
     Per-epoch outputs are the state without its replay, `EpochMetrics` and the fault.
     """
     learner = tuned(learner, settings)
 
-    def step(carry: tuple[Any, jax.Array], number: jax.Array) -> tuple[Any, Any]:
+    def step(carry: tuple[PyTree, jax.Array], number: jax.Array) -> tuple[PyTree, PyTree]:
         state, metrics, fault = train_epoch(learner, jax.random.fold_in(key, number), carry[0], tasks, weights, carry[1])
         return (state, fault), (without_replay(learner, state), metrics, fault)
 
@@ -168,13 +168,13 @@ def train_epochs(
 
 
 def train_epoch(
-    learner: Any, key: jax.Array, state: Any, tasks: Any, weights: jax.Array, fault: jax.Array
-) -> tuple[Any, Any, jax.Array]:
+    learner: MetaLearner, key: jax.Array, state: PyTree, tasks: PyTree, weights: jax.Array, fault: jax.Array
+) -> tuple[PyTree, PyTree, jax.Array]:
     """Train one learner for an epoch; return its state, `EpochMetrics` and fault. A learner with a fault stays as it was."""
     new, metrics = learner.train_epoch(key, state, tasks, weights)
     fault = jnp.where(fault >= 0, fault, first_nonfinite(without_replay(learner, new)))
 
-    def keep(part: Any, old: Any, new: Any) -> Any:
+    def keep(part: PyTree, old: PyTree, new: PyTree) -> PyTree:
         # Replay holds finite steps only; to choose between its old and new would copy it.
         return new if part is None else jnp.where(fault < 0, new, old)
 
@@ -182,7 +182,7 @@ def train_epoch(
     return kept, metrics, fault
 
 
-def first_nonfinite(state: Any) -> jax.Array:
+def first_nonfinite(state: PyTree) -> jax.Array:
     """Return the index `[]` of the first floating-point array that holds a non-finite number, -1 where all are finite."""
     bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state) if _is_float(leaf)])
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
@@ -202,7 +202,7 @@ def _is_float(leaf: Any) -> bool:
 # Functions of one seed -----------------------------------------------------------------------------------------------
 
 
-def embed_seed(plan: Plan, key: jax.Array, probe: Any, settings: Settings = AS_PLANNED) -> EmbeddedTasks:
+def embed_seed(plan: Plan, key: jax.Array, probe: PyTree, settings: Settings = AS_PLANNED) -> EmbeddedTasks:
     """Embed the training tasks with one seed's frozen probe."""
     tasks, _ = stratified_tasks(plan.task_set.tasks, plan.config.embedding_tasks)
     learner = tuned(plan.learner, settings)
@@ -213,18 +213,20 @@ def assign_seed(
     plan: Plan,
     key: jax.Array,
     epoch: jax.Array,
-    probe: Any,
+    probe: PyTree,
     embedded: EmbeddedTasks,
     membership: jax.Array,
     settings: Settings,
-) -> tuple[Any, jax.Array]:
+) -> tuple[PyTree, jax.Array]:
     """Assign the test tasks of one seed to the nearest centroid, from fresh probe episodes."""
     key, tasks = jax.random.fold_in(key, epoch), take_tasks(plan.task_set.tasks, plan.test_task)
     episodes, learner = plan.config.probe_test_episodes, tuned(plan.learner, settings)
     return assign_tasks(learner, plan.embedding, key, probe, embedded, membership, tasks, episodes)
 
 
-def meta_test_seed(plan: Plan, explore: int, key: jax.Array, epoch: jax.Array, states: Any, settings: Settings) -> TestResult:
+def meta_test_seed(
+    plan: Plan, explore: int, key: jax.Array, epoch: jax.Array, states: PyTree, settings: Settings
+) -> TestResult:
     """Meta-test one seed on all test tasks, each with its own learner of `states` `[B, ...]`; means over repeats."""
     key, index = jax.random.fold_in(key, epoch), jnp.arange(len(plan.test_task))
     tasks, learner = take_tasks(plan.task_set.tasks, plan.test_task), tuned(plan.learner, settings)
@@ -232,6 +234,6 @@ def meta_test_seed(plan: Plan, explore: int, key: jax.Array, epoch: jax.Array, s
     return dataclasses.replace(result, before=mean_by_task(plan, result.before), after=mean_by_task(plan, result.after))
 
 
-def mean_by_task(plan: Plan, values: Any) -> Any:
+def mean_by_task(plan: Plan, values: PyTree) -> PyTree:
     """Return the means over repeats `[..., N]` of values of the test tasks `[..., B]`."""
     return values.reshape(*values.shape[:-1], len(plan.task_set), plan.config.test_repeats).mean(-1)

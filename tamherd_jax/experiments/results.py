@@ -29,6 +29,7 @@ from tamherd_jax.experiments.programs import float_arrays
 from tamherd_jax.experiments.state import RunState, budget_steps, member_counts
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.diagnostics import majority_modes
+from tamherd_jax.types import Document
 
 SCHEMA = 2
 RESULTS, CURVES, EMBEDDINGS_FILE, EPISODES = "results.json", "curves.npz", "embeddings.npz", "episodes.npz"
@@ -308,9 +309,7 @@ def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], di
     return results, curves, embeddings
 
 
-def check_results(
-    results: dict[str, Any], curves: dict[str, np.ndarray], embeddings: dict[str, np.ndarray], directory: Path
-) -> None:
+def check_results(results: Document, curves: dict[str, np.ndarray], embeddings: dict[str, np.ndarray], directory: Path) -> None:
     """Check that results, curves and embeddings are of one run: their parts, and the axes of their arrays.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from tamherd_jax.experiments.plan import make_plan
 from tamherd_jax.experiments.programs import make_programs
 from tamherd_jax.experiments.run import Progress, run, train_probes
 from tamherd_jax.experiments.state import RunState
+from tamherd_jax.types import TaskEnv
 
 
 class Experiment:
@@ -39,7 +39,7 @@ class Experiment:
     def __init__(
         self,
         config: ExperimentConfig,
-        env: Any = None,
+        env: TaskEnv | None = None,
         task_set: TaskSet | None = None,
         *,
         seeds: Sequence[int] | np.ndarray | None = None,

@@ -18,6 +18,7 @@ from tamherd_jax.experiments.state import Partition, RunState
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.replay import ReplayBuffer
+from tamherd_jax.types import PyTree
 from tamherd_jax.validation import PositiveInt
 
 
@@ -176,7 +177,7 @@ def restored_clusters(labels: np.ndarray, entry: ClusterFacts) -> Clusters:
     return Clusters(labels, entry.k, scores)
 
 
-def _templates(plan: Plan, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
+def _templates(plan: Plan, done: dict[str, int]) -> Iterator[tuple[str, PyTree]]:
     """Yield prefix of names and tree of shapes of what exists after `done`; states first, what is computed from them after."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     one = jax.eval_shape(lambda key: init_learner(plan, key), key)
@@ -192,19 +193,19 @@ def _templates(plan: Plan, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
         yield "embedded", _batched(embedded, seeds)
 
 
-def _is_ring(node: Any) -> bool:
+def _is_ring(node: PyTree) -> bool:
     return isinstance(node, ReplayBuffer)
 
 
-def _map_rings(fn: Callable[[ReplayBuffer], ReplayBuffer], tree: Any) -> Any:
+def _map_rings(fn: Callable[[ReplayBuffer], ReplayBuffer], tree: PyTree) -> PyTree:
     return jax.tree.map(lambda node: fn(node) if _is_ring(node) else node, tree, is_leaf=_is_ring)
 
 
-def _capacities(tree: Any) -> list[int]:
+def _capacities(tree: PyTree) -> list[int]:
     return [replay.capacity_of(node) for node in jax.tree.leaves(tree, is_leaf=_is_ring) if _is_ring(node)]
 
 
-def _of_capacities(tree: Any, capacities: Sequence[int]) -> Any:
+def _of_capacities(tree: PyTree, capacities: Sequence[int]) -> PyTree:
     """Shapes of a tree whose rings have room for as many transitions at most, one number for each."""
     numbers = iter(capacities)
 
@@ -219,11 +220,11 @@ def _of_capacities(tree: Any, capacities: Sequence[int]) -> Any:
     return _map_rings(cut, tree)
 
 
-def _widened(trimmed: Any, template: Any) -> Any:
+def _widened(trimmed: PyTree, template: PyTree) -> PyTree:
     """A tree whose rings have their room again, as in the template."""
     capacities = iter(_capacities(template))
     return _map_rings(lambda ring: replay.widen(ring, next(capacities)), trimmed)
 
 
-def _batched(tree: Any, *axes: int) -> Any:
+def _batched(tree: PyTree, *axes: int) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)

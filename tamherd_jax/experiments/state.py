@@ -13,6 +13,7 @@ from tamherd_jax.experiments.curves import ArmCurves
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.herd.algorithm import EmbeddedTasks
 from tamherd_jax.herd.clustering import Clusters, membership_weights
+from tamherd_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Partition:
       failures: Index of a seed -> why its tasks could not be clustered. Equal shares stand in for its clusters.
     """
 
-    probe: Any
+    probe: PyTree
     embedded: EmbeddedTasks
     clusters: Sequence[Clusters]
     failures: dict[int, str]
@@ -46,7 +47,7 @@ class RunState:
 
     done: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     learners: dict[str, Any] = dataclasses.field(default_factory=dict)
-    probe: Any = None
+    probe: PyTree = None
     partitions: dict[str, Partition] = dataclasses.field(default_factory=dict)
     curves: dict[str, ArmCurves] = dataclasses.field(default_factory=dict)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -14,9 +12,10 @@ from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import Programs, settings_of
 from tamherd_jax.experiments.state import RunState
 from tamherd_jax.parallel import one_program
+from tamherd_jax.types import PyTree
 
 
-def meta_test_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm, snapshots: Any, epoch: int, index: int) -> None:
+def meta_test_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm, snapshots: PyTree, epoch: int, index: int) -> None:
     """Meta-test an arm and record its returns.
 
     Args:
@@ -48,6 +47,6 @@ def assignment_shares(plan: Plan, learner: np.ndarray, size: int) -> np.ndarray:
 
 
 @one_program
-def _picked(tree: Any, *index: Any) -> Any:
+def _picked(tree: PyTree, *index: int | slice | np.ndarray | jax.Array) -> PyTree:
     """Return elements of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)

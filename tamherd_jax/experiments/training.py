@@ -17,9 +17,9 @@ from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import Programs, float_arrays, settings_of, without_replay
 from tamherd_jax.experiments.state import RunState, learner_faults, member_counts, training_weights
 from tamherd_jax.parallel import concatenate, one_program
-from tamherd_jax.types import ReplayLearner
+from tamherd_jax.types import MetaLearner, PyTree, ReplayLearner
 
-Outputs = tuple[Any, Any, Any]
+Outputs = tuple[PyTree, PyTree, PyTree]
 """Per-epoch outputs of learners: states without replay, `EpochMetrics` and faults, leaves `[L, E, ...]`."""
 
 
@@ -88,16 +88,16 @@ def train_grouped(plan: Plan, programs: Programs, state: RunState, arm: Arm, epo
 def train_learners(
     plan: Plan,
     programs: Programs,
-    learner: Any,
+    learner: MetaLearner,
     keys: jax.Array,
-    states: Any,
+    states: PyTree,
     weights: np.ndarray,
     faults: np.ndarray,
     settings: dict[str, np.ndarray],
     *,
     epochs: np.ndarray,
     prefill: bool,
-) -> tuple[Any, Outputs]:
+) -> tuple[PyTree, Outputs]:
     """Train L learners for E more epochs; return their states and per-epoch outputs.
 
     The first epoch's steps include those of prefilling replay, if there is any.
@@ -113,7 +113,7 @@ def train_learners(
     return states, outputs
 
 
-def init_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm) -> Any:
+def init_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm) -> PyTree:
     """Return fresh states `[S, A, ...]` of an arm's learners, with the probe's replay of their tasks where they copy it."""
     states = programs.init(_flatten(learner_keys(plan.seeds, arm.role, arm.size)), settings_of(plan, arm.size))
     if arm.copies_replay:
@@ -124,19 +124,19 @@ def init_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm) -> Any:
     return _rows_of(states, len(plan.seeds), 0, arm.size)
 
 
-def trained_probe(plan: Plan, programs: Programs, state: RunState) -> Any:
+def trained_probe(plan: Plan, programs: Programs, state: RunState) -> PyTree:
     """Return the states `[S, ...]` of the probes once they are trained; of 0 epochs, the fresh single learners."""
     if plan.config.probe_epochs:
         return first_learner(without_replay(plan.learner, state.learners[plan.probe_arm]))
     return untrained_probe(plan, programs, state)
 
 
-def untrained_probe(plan: Plan, programs: Programs, state: RunState) -> Any:
+def untrained_probe(plan: Plan, programs: Programs, state: RunState) -> PyTree:
     """Return the states `[S, ...]` of the single learners before their first epoch."""
     return first_learner(without_replay(plan.learner, init_arm(plan, programs, state, plan.arms["single"])))
 
 
-def first_learner(states: Any) -> Any:
+def first_learner(states: PyTree) -> PyTree:
     """Return the first learner `[S, ...]` of every seed's `[S, A, ...]`."""
     return jax.tree.map(lambda leaf: leaf[:, 0], states)
 
@@ -154,7 +154,7 @@ def new_faults(plan: Plan, state: RunState, arm: Arm, count: int) -> list[str]:
     ]
 
 
-def _hand_out(plan: Plan, state: RunState, arms: Sequence[Arm], states: Any, outputs: Outputs) -> dict[str, Any]:
+def _hand_out(plan: Plan, state: RunState, arms: Sequence[Arm], states: PyTree, outputs: Outputs) -> dict[str, Any]:
     """Hand each arm its rows `[S, A, ...]` of states `[L, ...]` and outputs `[L, E, ...]`; return the snapshots."""
     snapshots, metrics, faults = outputs
     parts = states, snapshots, jax.tree.map(np.asarray, metrics), np.asarray(faults)
@@ -167,7 +167,7 @@ def _hand_out(plan: Plan, state: RunState, arms: Sequence[Arm], states: Any, out
     return mine
 
 
-def _record(state: RunState, arm: Arm, metrics: Any, faults: np.ndarray) -> None:
+def _record(state: RunState, arm: Arm, metrics: PyTree, faults: np.ndarray) -> None:
     """Record `EpochMetrics` and faults of an arm's learners, `[S, A, E, ...]`."""
     curves = state.curves_of(arm.name)
     for index in range(faults.shape[2]):
@@ -176,7 +176,7 @@ def _record(state: RunState, arm: Arm, metrics: Any, faults: np.ndarray) -> None
         curves.record(fault=faults[:, :, index], **own.diagnostics)
 
 
-def _put(whole: Any, rows: Any, part: Any) -> Any:
+def _put(whole: PyTree, rows: tuple[np.ndarray, ...], part: PyTree) -> PyTree:
     """Return `whole` `[S, A, ...]` with some rows replaced by those of `part` `[L, ...]`, on the host if it is there."""
     shape = np.broadcast_shapes(*(index.shape for index in rows))
     part = part.reshape(*shape, *part.shape[1:])
@@ -200,7 +200,7 @@ def _untrained(outputs: Outputs, seeds: int, size: int) -> Outputs:
     return states, unknown.replace(**nothing), blank(faults, -1)
 
 
-def _add_to_first(values: Any, more: Any) -> Any:
+def _add_to_first(values: PyTree, more: PyTree) -> PyTree:
     """Return `[L, E]` with `[L]` added to its first epoch."""
     first = np.arange(values.shape[1]) == 0
     return values + first.astype(values.dtype) * more[:, None]
@@ -212,12 +212,12 @@ def _flatten(leaf: Any) -> Any:
 
 
 @one_program
-def _side_by_side(arms: Any) -> Any:
+def _side_by_side(arms: Sequence[PyTree]) -> PyTree:
     """Join states `[S, A, ...]` of some arms to `[S sum(A), ...]`, a seed's learners in a row."""
     return jax.tree.map(lambda *leaves: _flatten(concatenate(leaves, 1)), *arms)
 
 
 @functools.partial(one_program, static=(1, 2, 3))
-def _rows_of(tree: Any, seeds: int, start: int, stop: int) -> Any:
+def _rows_of(tree: PyTree, seeds: int, start: int, stop: int) -> PyTree:
     """Return learners `start` to `stop` `[S, stop - start, ...]` of every seed's, of leaves `[S A, ...]`."""
     return jax.tree.map(lambda leaf: leaf.reshape(seeds, len(leaf) // seeds, *leaf.shape[1:])[:, start:stop], tree)

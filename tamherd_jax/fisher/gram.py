@@ -7,7 +7,7 @@ samples in each, d parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from tamherd_jax.types import PyTree
 BLOCK_ROWS = {"cpu": 512}
 BLOCK_ROWS_ELSEWHERE = 2048
 
-Kernel: TypeAlias = Callable[[Any, Any], jax.Array]
+Kernel: TypeAlias = Callable[[PyTree, PyTree], jax.Array]
 
 
 def fisher_gram(

@@ -12,6 +12,7 @@ import numpy as np
 
 from tamherd_jax.fisher.gram import blocked_gram, check_columns, check_weights, dot
 from tamherd_jax.fisher.scores import JacobianFactors
+from tamherd_jax.types import PyTree
 
 # Entries of all matrices held at a time where blocks of them are formed (measured on a CPU: 2^25 took a fifth longer).
 BLOCK_ENTRIES = 2**23
@@ -110,7 +111,7 @@ def _block_gram(sides: list[tuple[Any, Any, jax.Array]], symmetric: bool) -> jax
     padded = [jnp.asarray(np.pad(part, (0, chunks * count - part.size)).reshape(chunks, count)) for part in rows]
 
     def add(gram: jax.Array, some: list[jax.Array]) -> tuple[jax.Array, None]:
-        def block(task: Any) -> jax.Array:
+        def block(task: PyTree) -> jax.Array:
             (x_1, d_1), (x_2, d_2), weights = task
             return dot(_products(d_1, d_2, some) * weights[None], _products(x_1, x_2, columns))
 

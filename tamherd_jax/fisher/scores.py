@@ -87,7 +87,7 @@ class _Layer(NamedTuple):
     width: int
 
 
-def score_factors(log_prob: Callable[..., jax.Array], params: Params, *samples: Any) -> ScoreFactors:
+def score_factors(log_prob: Callable[..., jax.Array], params: Params, *samples: PyTree) -> ScoreFactors:
     """Compute the scores of n samples with every `nn.Dense` layer's block in factors.
 
     The layer's input x is recorded, and a zero added to its output has the gradient `delta`; both by intercepting the calls
@@ -103,7 +103,7 @@ def score_factors(log_prob: Callable[..., jax.Array], params: Params, *samples: 
     layers = _dense_layers(log_prob, params, *jax.tree.map(lambda leaf: leaf[0], samples))
     dtype = jnp.result_type(*jax.tree.leaves(params))
 
-    def one(*sample: Any) -> ScoreFactors:
+    def one(*sample: PyTree) -> ScoreFactors:
         perturbed, at_zero = _perturbed(log_prob, params, layers, sample)
         (deltas, rest), inputs = jax.grad(perturbed, has_aux=True)(at_zero)
         return ScoreFactors(inputs, tuple(deltas), _flat(rest, dtype))
@@ -184,14 +184,14 @@ def dense_scores(factors: ScoreFactors) -> jax.Array:
 def _dense_layers(function: Callable[..., PyTree], params: Params, *sample: PyTree) -> list[_Layer]:
     """The dense layers that `function` calls once, on a vector, with parameters straight from `params`; traces only."""
     found: list[_Layer | None] = []
-    leaves: list[Any] = []
+    leaves: list[PyTree] = []
 
     def record(next_fn: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if _is_dense_call(context):
             found.append(_describe(context.module, args[0], leaves))
         return next_fn(*args, **kwargs)
 
-    def traced(params: Params, *sample: Any) -> Any:
+    def traced(params: Params, *sample: PyTree) -> PyTree:
         leaves.extend(jax.tree.leaves(params))
         return function(params, *sample)
 
@@ -205,7 +205,7 @@ def _is_dense_call(context: nn.module.InterceptorContext) -> bool:
     return type(context.module) is nn.Dense and context.method_name == "__call__"
 
 
-def _describe(module: nn.Module, x: jax.Array, leaves: list[Any]) -> _Layer | None:
+def _describe(module: nn.Module, x: jax.Array, leaves: list[PyTree]) -> _Layer | None:
     """Which leaves a dense layer's parameters are, or None where they are not leaves or the input is no vector."""
     position = {id(leaf): index for index, leaf in enumerate(leaves)}
     kernel: Any = module.get_variable("params", "kernel")
@@ -218,14 +218,14 @@ def _describe(module: nn.Module, x: jax.Array, leaves: list[Any]) -> _Layer | No
 
 def _perturbed(
     function: Callable[..., PyTree], params: Params, layers: list[_Layer], sample: tuple[PyTree, ...]
-) -> tuple[Callable[[Any], tuple[PyTree, tuple[jax.Array, ...]]], Any]:
+) -> tuple[Callable[[PyTree], tuple[PyTree, tuple[jax.Array, ...]]], PyTree]:
     """`function` of (zeros added to the dense layers' outputs, the remaining leaves), with the layers' inputs beside."""
     leaves, treedef = jax.tree.flatten(params)
     owned = {index for layer in layers for index in (layer.kernel, layer.bias)}
     free = [index for index in range(len(leaves)) if index not in owned]
     dtype = jnp.result_type(*leaves)
 
-    def perturbed(at: tuple[list[jax.Array], list[jax.Array]]) -> tuple[Any, tuple[jax.Array, ...]]:
+    def perturbed(at: tuple[list[jax.Array], list[jax.Array]]) -> tuple[PyTree, tuple[jax.Array, ...]]:
         zeros, rest = at
         values = [*leaves]
         for index, leaf in zip(free, rest, strict=True):

@@ -5,7 +5,7 @@ All functions are pure and concern one seed; callers batch them over seeds. K me
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from tamherd_jax.envs.episodes import collect_policy_episodes
 from tamherd_jax.envs.tasks import take_tasks
 from tamherd_jax.herd.clustering import Assignment, nearest_centroid
 from tamherd_jax.herd.embeddings import Embedding, Features, latent_features
-from tamherd_jax.types import Episodes, LatentLearner, MetaLearner
+from tamherd_jax.types import Episodes, LatentLearner, MetaLearner, PyTree
 
 
 @struct.dataclass
@@ -51,7 +51,7 @@ class TestResult:
 
 
 def probe_tasks(
-    learner: MetaLearner, embedding: Embedding, key: jax.Array, probe: Any, tasks: Any, episodes: int
+    learner: MetaLearner, embedding: Embedding, key: jax.Array, probe: PyTree, tasks: PyTree, episodes: int
 ) -> tuple[Features, jax.Array]:
     """Embed tasks from the probe's experience in each (Algorithm 1 line 2; Algorithm 2 line 1).
 
@@ -67,7 +67,7 @@ def probe_tasks(
       Features with leaves `[D, ...]` and the environment steps taken, `[]`.
     """
 
-    def embed(key, task):
+    def embed(key: jax.Array, task: PyTree) -> tuple[Features, jax.Array]:
         rollout_key, score_key = jax.random.split(key)
         policy, experience = learner.probe(rollout_key, probe, task, episodes)
         features = embed_experience(learner, embedding, score_key, probe, policy, experience)
@@ -79,7 +79,7 @@ def probe_tasks(
 
 
 def embed_experience(
-    learner: MetaLearner, embedding: Embedding, key: jax.Array, probe: Any, policy: Any, experience: Episodes
+    learner: MetaLearner, embedding: Embedding, key: jax.Array, probe: PyTree, policy: PyTree, experience: Episodes
 ) -> Features:
     """Features of ONE task from what `learner.probe` returned; a latent's are the posterior that the probe infers.
 
@@ -104,7 +104,7 @@ def embed_experience(
 
 
 def embed_training_tasks(
-    learner: MetaLearner, embedding: Embedding, key: jax.Array, probe: Any, tasks: Any, episodes: int
+    learner: MetaLearner, embedding: Embedding, key: jax.Array, probe: PyTree, tasks: PyTree, episodes: int
 ) -> EmbeddedTasks:
     """`probe_tasks` on the training tasks, and their Gram matrix."""
     features, steps = probe_tasks(learner, embedding, key, probe, tasks, episodes)
@@ -115,10 +115,10 @@ def assign_tasks(
     learner: MetaLearner,
     embedding: Embedding,
     key: jax.Array,
-    probe: Any,
+    probe: PyTree,
     embedded: EmbeddedTasks,
     membership: jax.Array,
-    tasks: Any,
+    tasks: PyTree,
     episodes: int,
 ) -> tuple[Assignment, jax.Array]:
     """Probe test tasks and assign each to the nearest centroid (Algorithm 2 lines 1 and 2).
@@ -137,7 +137,7 @@ def assign_tasks(
 
 
 def meta_test(
-    learner: MetaLearner, key: jax.Array, states: Any, member: jax.Array, tasks: Any, explore: int, test: int
+    learner: MetaLearner, key: jax.Array, states: PyTree, member: jax.Array, tasks: PyTree, explore: int, test: int
 ) -> TestResult:
     """Adapt the assigned member to each test task and measure it (Algorithm 2 line 3).
 
@@ -149,7 +149,7 @@ def meta_test(
       test: static number of test episodes.
     """
 
-    def one(key, member, task):
+    def one(key: jax.Array, member: jax.Array, task: PyTree) -> TestResult:
         explore_key, test_key = jax.random.split(key)
         state = jax.tree.map(lambda leaf: leaf[member], states)
         policy, experience = learner.adapt(explore_key, state, task, explore)
@@ -162,10 +162,10 @@ def meta_test(
         )
 
     result = jax.vmap(one)(jax.random.split(key, member.shape[0]), member, tasks)
-    return result.replace(steps=jnp.sum(result.steps), nonfinite=jnp.sum(result.nonfinite))
+    return dataclasses.replace(result, steps=jnp.sum(result.steps), nonfinite=jnp.sum(result.nonfinite))
 
 
-def stratified_tasks(tasks: Any, size: int) -> tuple[Any, jax.Array]:
+def stratified_tasks(tasks: PyTree, size: int) -> tuple[PyTree, jax.Array]:
     """`size` training tasks in equal shares of the set's N, and their indices `[size]` (by default 10 of each of ML2's 4)."""
     count = jax.tree.leaves(tasks)[0].shape[0]
     index = jnp.arange(size) * count // size

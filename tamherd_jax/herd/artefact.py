@@ -18,10 +18,10 @@ from tamherd_jax.codec import named_arrays, one_line, restore_tree
 from tamherd_jax.envs import Episodes, TaskSet, collect_policy_episodes
 from tamherd_jax.herd import files
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, stratified_tasks
-from tamherd_jax.herd.clustering import membership_weights
+from tamherd_jax.herd.clustering import Assignment, membership_weights
 from tamherd_jax.herd.embeddings import Embedding
 from tamherd_jax.herd.files import EpisodeCounts
-from tamherd_jax.types import MetaLearner
+from tamherd_jax.types import MetaLearner, PyTree, TaskEnv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +58,14 @@ class AdaptedPolicy:
     assignment: TaskAssignment
     before: Episodes
     after: Episodes
-    policy: Any
+    policy: PyTree
     learner: MetaLearner
 
-    def initial_carry(self) -> Any:
+    def initial_carry(self) -> PyTree:
         """Return the policy's hidden state at the start of an episode; `()` for a policy without memory."""
         return self.learner.initial_carry(self.policy)
 
-    def act(self, carry: Any, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+    def act(self, carry: PyTree, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, PyTree]:
         """Return the action `[A]` at observation `[O]` and the next hidden state; may be jitted and vmapped."""
         return self.learner.act(self.policy, carry, obs, key)
 
@@ -98,8 +98,8 @@ class Herd:
 
     learner: MetaLearner
     task_set: TaskSet
-    probe: Any
-    members: Any
+    probe: PyTree
+    members: PyTree
     embedding: Embedding
     embedded: EmbeddedTasks
     labels: np.ndarray
@@ -117,7 +117,7 @@ class Herd:
         index = np.asarray(stratified_tasks(self.task_set.tasks, len(self.labels))[1])
         return membership_weights(self.labels, index, len(self.task_set), self.size)
 
-    def assign(self, key: jax.Array, task: Any) -> TaskAssignment:
+    def assign(self, key: jax.Array, task: PyTree) -> TaskAssignment:
         """Probe a task and give it to the nearest cluster's member (Algorithm 2 lines 1 and 2).
 
         Args:
@@ -137,7 +137,7 @@ class Herd:
             int(steps),
         )
 
-    def adapt(self, key: jax.Array, task: Any, member: int | None = None) -> AdaptedPolicy:
+    def adapt(self, key: jax.Array, task: PyTree, member: int | None = None) -> AdaptedPolicy:
         """Assign a task, let the member explore and adapt to it, and measure the result (Algorithm 2).
 
         Args:
@@ -170,7 +170,7 @@ class Herd:
         files.write_herd(Path(directory), files.describe_herd(*facts, arrays), arrays)
 
     @classmethod
-    def load(cls, directory: str | Path, env: Any = None, task_set: TaskSet | None = None) -> Herd:
+    def load(cls, directory: str | Path, env: TaskEnv | None = None, task_set: TaskSet | None = None) -> Herd:
         """Return the herd that `save` wrote, in this version or an earlier one.
 
         Args:
@@ -190,7 +190,7 @@ class Herd:
 
     @classmethod
     def _from_document(
-        cls, document: files.HerdDocument, arrays: dict[str, np.ndarray], env: Any, task_set: TaskSet | None
+        cls, document: files.HerdDocument, arrays: dict[str, np.ndarray], env: TaskEnv | None, task_set: TaskSet | None
     ) -> Herd:
         env = files.find_environment(document.environment) if env is None else env
         task_set = files.find_task_set(document.task_set, task_set)
@@ -209,10 +209,10 @@ class Herd:
             **trees,
         )
 
-    def _trees(self) -> list[tuple[str, Any]]:
+    def _trees(self) -> list[tuple[str, PyTree]]:
         return [("probe", self.probe), ("members", self.members), ("embedded", self.embedded)]
 
-    def _task(self, task: Any) -> Any:
+    def _task(self, task: PyTree) -> PyTree:
         if not isinstance(task, str):
             return task
         index = self.task_set.index(task)
@@ -228,7 +228,9 @@ class Herd:
     def _assign_program(self) -> Any:
         """Of any herd of these shapes: what is the herd's own is an argument, so that its compiled form is found again."""
 
-        def assign(key, probe, embedded, membership, tasks):
+        def assign(
+            key: jax.Array, probe: PyTree, embedded: EmbeddedTasks, membership: jax.Array, tasks: PyTree
+        ) -> tuple[Assignment, jax.Array]:
             return assign_tasks(self.learner, self.embedding, key, probe, embedded, membership, tasks, self.episodes.probe)
 
         return jax.jit(assign)
@@ -237,7 +239,7 @@ class Herd:
     def _adapt_program(self) -> Any:
         learner, counts = self.learner, self.episodes
 
-        def adapt(key, members, member, task):
+        def adapt(key: jax.Array, members: PyTree, member: jax.Array, task: PyTree) -> tuple[PyTree, Episodes, Episodes]:
             explore_key, test_key = jax.random.split(key)
             state = jax.tree.map(lambda leaf: leaf[member], members)
             policy, before = learner.adapt(explore_key, state, task, counts.explore)

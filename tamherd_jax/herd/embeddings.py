@@ -325,7 +325,7 @@ def fisher_embedding(
     uniform: jax.Array,
     key: jax.Array,
     config: EmbeddingConfig,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     """Compute the reward-weighted Fisher matrix `sum_t w_t E_a[g g^T | s_t]` in the configured form (section 4.2, embedding 1).
 
     Args:
@@ -356,7 +356,7 @@ def fisher_embedding(
     return factors, score.weights
 
 
-def gaussian_log_prob(apply: Apply) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+def gaussian_log_prob(apply: Apply) -> Callable[[PyTree, jax.Array, jax.Array], jax.Array]:
     """`log N(a; mean(s), diag exp(2 log_std(s)))` as a function of `(params, obs [O], action [A])`."""
 
     def log_prob(params: Params, obs: jax.Array, action: jax.Array) -> jax.Array:
@@ -475,7 +475,7 @@ def _to_unit_magnitude(values: PyTree) -> PyTree:
     return _to_unit_maximum(values)
 
 
-def _balanced(values: Any, inputs: tuple[jax.Array, ...], deltas: tuple[jax.Array, ...], rest: jax.Array) -> PyTree:
+def _balanced(values: PyTree, inputs: tuple[jax.Array, ...], deltas: tuple[jax.Array, ...], rest: jax.Array) -> PyTree:
     """Factors whose products are all scaled by one number, the inputs of each layer having 1 as their largest magnitude."""
     sizes = [jnp.max(jnp.abs(x), initial=0.0) for x in inputs]
     sizes = [jnp.where(size > 0, size, 1.0) for size in sizes]

@@ -34,7 +34,7 @@ from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.registry.algorithms import ALGORITHMS
 from tamherd_jax.registry.bodies import ADJUSTABLE_FRAME_SKIP
-from tamherd_jax.types import MetaLearner, ReplayLearner
+from tamherd_jax.types import MetaLearner, ReplayLearner, TaskEnv
 from tamherd_jax.validation import NonNegativeInt, PositiveFloat, PositiveInt, check_fields, within
 
 FORMAT = 3
@@ -227,7 +227,7 @@ def herd_shapes(learner: MetaLearner, embedding: Embedding, task_set: TaskSet, d
 # Environment, task set and learner -----------------------------------------------------------------------------------
 
 
-def describe_environment(env: Any) -> EnvironmentEntry:
+def describe_environment(env: TaskEnv) -> EnvironmentEntry:
     """Return what a file says of an environment."""
     if type(env) is not Locomotion:
         return EnvironmentEntry(type(env).__name__)
@@ -235,7 +235,7 @@ def describe_environment(env: Any) -> EnvironmentEntry:
     return EnvironmentEntry("locomotion", env.backend, bodies=tuple(env.bodies), **{name: getattr(env, name) for name in names})
 
 
-def find_environment(entry: EnvironmentEntry) -> Any:
+def find_environment(entry: EnvironmentEntry) -> TaskEnv:
     """Return the package's environment of that name.
 
     Raises:
@@ -283,7 +283,7 @@ def describe_learner(learner: Any) -> LearnerEntry:
     raise ValueError(f"a herd of {kind.__name__} cannot be saved: only {', '.join(ALGORITHMS)} can be named in a file")
 
 
-def build_learner(entry: LearnerEntry, env: Any) -> Any:
+def build_learner(entry: LearnerEntry, env: TaskEnv) -> MetaLearner:
     """Return the learner that a file describes.
 
     Raises:

@@ -6,6 +6,8 @@ import chex
 import jax
 import numpy as np
 
+from tamherd_jax.types import PyTree
+
 
 def check_scalar(name: str, value: Any) -> None:
     """Refuse what is not one number.
@@ -35,7 +37,7 @@ def check_equal_shapes(**arrays: Any) -> None:
     _check(chex.assert_equal_shape, f"shapes must be equal: {shapes}", list(arrays.values()))
 
 
-def check_same_tree(name: str, tree: Any, like: str, template: Any) -> None:
+def check_same_tree(name: str, tree: PyTree, like: str, template: PyTree) -> None:
     """Refuse a tree whose structure or shapes are not a template's.
 
     Raises:

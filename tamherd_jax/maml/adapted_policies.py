@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from tamherd_jax.maml.kernels import Linearization
 from tamherd_jax.maml.over_tasks import map_tasks, sum_tasks
 from tamherd_jax.networks import MIN_LOG_STD
-from tamherd_jax.types import Params
+from tamherd_jax.types import Params, PyTree
 
 _matmul = functools.partial(jnp.matmul, precision="highest")
 
@@ -83,7 +83,7 @@ class InnerStep(NamedTuple):
     deltas: tuple[jax.Array, ...]
     transposed: tuple[jax.Array, ...]
     bends: tuple[jax.Array, ...]
-    data: Any
+    data: PyTree
 
 
 class AdaptedTask(NamedTuple):
@@ -113,9 +113,9 @@ class AdaptedPolicies:
       first_order: treat the inner gradient as a constant.
     """
 
-    loss: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    loss: Callable[[jax.Array, jax.Array, PyTree], jax.Array]
     support_obs: jax.Array
-    support_data: Any
+    support_data: PyTree
     query_obs: jax.Array
     weights: jax.Array
     step_size: float | jax.Array
@@ -125,7 +125,7 @@ class AdaptedPolicies:
     def outputs(self, params: Params) -> tuple[jax.Array, jax.Array]:
         """Return means and log standard deviations of the adapted policies at the query observations, `[M, B', A]` each."""
 
-        def one(*task: Any) -> tuple[jax.Array, jax.Array]:
+        def one(*task: PyTree) -> tuple[jax.Array, jax.Array]:
             return _spread(self._adapt(split_policy(params), *task).outputs)
 
         return map_tasks(one, *self._tasks)
@@ -151,11 +151,11 @@ class AdaptedPolicies:
         return Linearization(map_tasks(_spread, tasks.outputs), pullback, product)
 
     @property
-    def _tasks(self) -> tuple[Any, ...]:
+    def _tasks(self) -> tuple[PyTree, ...]:
         """Data of all tasks, leaves `[M, ...]`."""
         return self.support_obs, self.support_data, self.query_obs, self.weights
 
-    def _adapt(self, policy: Policy, obs: jax.Array, data: Any, query_obs: jax.Array, weights: jax.Array) -> AdaptedTask:
+    def _adapt(self, policy: Policy, obs: jax.Array, data: PyTree, query_obs: jax.Array, weights: jax.Array) -> AdaptedTask:
         """All that is computed once of one task."""
         steps = []
         for _ in range(self.steps):
@@ -205,7 +205,7 @@ def forward(policy: Policy, obs: jax.Array) -> tuple[Outputs, Activations]:
 
 
 def inner_step(
-    loss: Callable[[jax.Array, jax.Array, Any], jax.Array], policy: Policy, obs: jax.Array, data: Any
+    loss: Callable[[jax.Array, jax.Array, PyTree], jax.Array], policy: Policy, obs: jax.Array, data: PyTree
 ) -> tuple[InnerStep, Policy]:
     """Return what products with the Hessian of a task's loss need, and the gradient of the loss, by back-propagation."""
     outputs, activations = forward(policy, obs)
@@ -243,7 +243,7 @@ def pull_back(layers: tuple[Layer, ...], activations: Activations, delta: jax.Ar
     return tuple(gradient)
 
 
-def hessian_product(loss: Callable[[jax.Array, jax.Array, Any], jax.Array], step: InnerStep, direction: Policy) -> Policy:
+def hessian_product(loss: Callable[[jax.Array, jax.Array, PyTree], jax.Array], step: InnerStep, direction: Policy) -> Policy:
     """Return the Hessian of a task's inner loss times a direction: the derivative of `inner_step`'s gradient along it."""
     mean, hidden = push_forward(step.policy.layers, step.activations.inputs, direction.layers)
     _, by_outputs = jax.jvp(_loss_gradient(loss, step.data), (step.outputs,), (Outputs(mean, direction.log_std),))
@@ -269,7 +269,7 @@ def fisher_product(outputs: Outputs, weights: jax.Array, tangent: Outputs) -> Ou
     return Outputs(weights[:, None] * precision[None] * tangent.mean, 2.0 * shared_by * jnp.sum(weights) * tangent.log_std)
 
 
-def _loss_gradient(loss: Callable[[jax.Array, jax.Array, Any], jax.Array], data: Any) -> Callable[[Outputs], Outputs]:
+def _loss_gradient(loss: Callable[[jax.Array, jax.Array, PyTree], jax.Array], data: PyTree) -> Callable[[Outputs], Outputs]:
     """The gradient of an inner loss by a policy's outputs."""
     return jax.grad(lambda outputs: loss(*_spread(outputs), data))
 

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 
 from tamherd_jax.maml._checks import check_same_tree, check_scalar, check_task_axis
+from tamherd_jax.types import Params, PyTree
 
-Params = Any
 """Pytree of arrays."""
 
 Loss = Callable[..., jax.Array]
@@ -31,11 +31,11 @@ UNROLLED = 8
 def adapt(
     loss: Loss,
     params: Params,
-    *data: Any,
+    *data: PyTree,
     step_size: Any = 0.1,
     steps: int = 1,
     first_order: bool = False,
-    mask: Any = None,
+    mask: PyTree = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Params:
     """Inner loop of MAML: `theta_{k+1} = theta_k - alpha * grad loss(theta_k, data)`.
@@ -69,12 +69,12 @@ def adapt(
     theta, merge = _select(params, mask)
     update = _sgd(_step_sizes(step_size, params, mask)) if optimizer is None else _optax(optimizer)
 
-    def value(theta: Any) -> jax.Array:
+    def value(theta: PyTree) -> jax.Array:
         result = loss(merge(theta), *data)
         check_scalar("the value of loss", result)
         return result
 
-    def step(carry: Any) -> Any:
+    def step(carry: PyTree) -> PyTree:
         gradient = jax.grad(value)(carry[0])
         return update(jax.lax.stop_gradient(gradient) if first_order else gradient, *carry)
 
@@ -90,8 +90,8 @@ def adapt(
 def meta_loss(
     loss: Loss,
     params: Params,
-    support: tuple[Any, ...],
-    query: tuple[Any, ...],
+    support: tuple[PyTree, ...],
+    query: tuple[PyTree, ...],
     *,
     outer_loss: Loss | None = None,
     **options: Any,
@@ -117,7 +117,7 @@ def meta_loss(
     check_task_axis(support=support, query=query)
     outer = loss if outer_loss is None else outer_loss
 
-    def one(support: tuple[Any, ...], query: tuple[Any, ...]) -> jax.Array:
+    def one(support: tuple[PyTree, ...], query: tuple[PyTree, ...]) -> jax.Array:
         value = outer(adapt(loss, params, *support, **options), *query)
         check_scalar("the value of outer_loss", value)
         return value
@@ -128,8 +128,8 @@ def meta_loss(
 def meta_gradient(
     loss: Loss,
     params: Params,
-    support: tuple[Any, ...],
-    query: tuple[Any, ...],
+    support: tuple[PyTree, ...],
+    query: tuple[PyTree, ...],
     *,
     outer_loss: Loss | None = None,
     tasks_at_once: int | None = None,
@@ -155,7 +155,7 @@ def meta_gradient(
         raise ValueError(f"tasks_at_once must divide the number of tasks, {count}; {size} does not")
     theta, merge = _select(params, None)
 
-    def part(data: Any) -> tuple[jax.Array, Params]:
+    def part(data: PyTree) -> tuple[jax.Array, Params]:
         return jax.value_and_grad(lambda theta: meta_loss(loss, merge(theta), *data, outer_loss=outer_loss, **options))(theta)
 
     if size == count:
@@ -197,12 +197,14 @@ class Linearization(NamedTuple):
       product: `v -> J^T G J v`, likewise.
     """
 
-    value: Any
-    pullback: Callable[[Any], Params]
+    value: PyTree
+    pullback: Callable[[PyTree], Params]
     product: Callable[[Params], Params]
 
 
-def gauss_newton(outputs: Callable[[Params], Any], params: Params, metric: Callable[[Any, Any], Any]) -> Linearization:
+def gauss_newton(
+    outputs: Callable[[Params], PyTree], params: Params, metric: Callable[[PyTree, PyTree], PyTree]
+) -> Linearization:
     """Linearise `outputs` once and return products with its Jacobian J and with `J^T G J`.
 
     Where the outputs parametrise distributions and G is the Fisher metric on them, `J^T G J` is the Hessian of
@@ -225,7 +227,7 @@ def gauss_newton(outputs: Callable[[Params], Any], params: Params, metric: Calla
     value, pushforward = jax.linearize(outputs, params)
     transpose = jax.linear_transpose(pushforward, params)
 
-    def pullback(cotangent: Any) -> Params:
+    def pullback(cotangent: PyTree) -> Params:
         return transpose(cotangent)[0]
 
     def product(vector: Params) -> Params:
@@ -269,7 +271,7 @@ def solve_with_residual(
     b = jax.tree.map(jnp.asarray, b)
     check_same_tree("what product returns", jax.eval_shape(product, b), "b", b)
 
-    def step(carry, _):
+    def step(carry: tuple[PyTree, PyTree, PyTree, jax.Array], _: None) -> tuple[tuple[PyTree, PyTree, PyTree, jax.Array], None]:
         x, residual, direction, rr = carry
         active = rr > tolerance
         image = product(direction)
@@ -286,17 +288,17 @@ def solve_with_residual(
     return x, residual
 
 
-def _like(template: Any, tree: Any) -> Any:
+def _like(template: PyTree, tree: PyTree) -> PyTree:
     """A tree in the dtypes of another: arithmetic with a scalar array of more precision must not change a loop's carry."""
     return jax.tree.map(lambda old, new: jnp.asarray(new, jnp.result_type(old)), template, tree)
 
 
-def _dot(a: Any, b: Any) -> jax.Array:
+def _dot(a: PyTree, b: PyTree) -> jax.Array:
     """Inner product of two trees."""
     return functools.reduce(operator.add, jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
 
 
-def _select(params: Params, mask: Any) -> tuple[Params, Callable[[Params], Params]]:
+def _select(params: Params, mask: PyTree) -> tuple[Params, Callable[[Params], Params]]:
     """`params` with None in place of what a mask does not select, and a function that puts the rest back."""
     leaves = jax.tree.leaves(params)
     structure: Any = jax.tree.structure(params)
@@ -309,7 +311,7 @@ def _select(params: Params, mask: Any) -> tuple[Params, Callable[[Params], Param
     return structure.unflatten([leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]), merge
 
 
-def _chosen(params: Params, mask: Any) -> list[bool]:
+def _chosen(params: Params, mask: PyTree) -> list[bool]:
     """Which leaves are adapted."""
     mask = True if mask is None else mask(params) if callable(mask) else mask
     wanted = _broadcast("mask", mask, params)
@@ -325,7 +327,7 @@ def _is_float(leaf: Any) -> bool:
     return isinstance(leaf, float) or bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
-def _step_sizes(step_size: Any, params: Params, mask: Any) -> list[Any]:
+def _step_sizes(step_size: Any, params: Params, mask: PyTree) -> list[Any]:
     """One step size for each adapted leaf."""
     sizes = _broadcast("step_size", step_size, params)
     leaves = jax.tree.leaves(params)
@@ -348,24 +350,24 @@ def _broadcast(name: str, prefix: Any, params: Params) -> list[Any]:
     return structure.flatten_up_to(full)
 
 
-def _sgd(step_sizes: list[Any]) -> Callable[[Params, Params, Any], tuple[Params, Any]]:
+def _sgd(step_sizes: list[PyTree]) -> Callable[[Params, Params, PyTree], tuple[Params, PyTree]]:
     """The update `p - alpha g`, without a state, in the dtypes of the parameters."""
 
-    def update(gradient: Params, theta: Params, state: Any) -> tuple[Params, Any]:
+    def update(gradient: Params, theta: Params, state: PyTree) -> tuple[Params, PyTree]:
         sizes = jax.tree.unflatten(jax.tree.structure(theta), step_sizes)
         return _like(theta, jax.tree.map(lambda p, g, a: p - a * g, theta, gradient, sizes)), state
 
     return update
 
 
-def _optax(optimizer: optax.GradientTransformation) -> Callable[[Params, Params, Any], tuple[Params, Any]]:
+def _optax(optimizer: optax.GradientTransformation) -> Callable[[Params, Params, PyTree], tuple[Params, PyTree]]:
     """The update of an optax transformation, in the dtypes of the parameters and of the state."""
 
-    def update(gradient: Params, theta: Params, state: Any) -> tuple[Params, Any]:
+    def update(gradient: Params, theta: Params, state: PyTree) -> tuple[Params, PyTree]:
         updates, after = optimizer.update(gradient, state, theta)
         return optax.apply_updates(theta, updates), _like(state, after)
 
-    def differentiable(gradient: Params, theta: Params, state: Any) -> tuple[Params, Any]:
+    def differentiable(gradient: Params, theta: Params, state: PyTree) -> tuple[Params, PyTree]:
         exact = update(gradient, theta, state)
         beside = update(jax.tree.map(_off_zero, gradient), theta, state)
         return jax.tree.map(_value_and_derivative, exact, beside)
@@ -378,7 +380,7 @@ def _off_zero(gradient: jax.Array) -> jax.Array:
     return gradient + jax.lax.stop_gradient(jnp.where(gradient == 0, 1e-12, 0.0).astype(gradient.dtype))
 
 
-def _value_and_derivative(value: Any, derivative: Any) -> Any:
+def _value_and_derivative(value: PyTree, derivative: PyTree) -> PyTree:
     """The first argument with the derivative of the second. What has none, such as a count, is the first.
 
     At a gradient of exactly 0 automatic differentiation of a norm or a root multiplies 0 by infinity; beside it all is finite.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from tamherd_jax.maml.kernels import UNROLLED, adapt
 from tamherd_jax.maml.over_tasks import map_tasks
 from tamherd_jax.maml.trpo import TRPOConfig, trpo_step
 from tamherd_jax.networks import GaussianPolicy, ValueNetwork
-from tamherd_jax.types import Episodes, EpochMetrics, Params, TaskEnv
+from tamherd_jax.types import Episodes, EpochMetrics, Params, PyTree, TaskEnv
 from tamherd_jax.validation import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -126,8 +126,8 @@ class MAMLState:
     number of epochs `[]` so far (used by a KL bound or an entropy bonus that decays).
     """
 
-    params: Any
-    value_params: Any
+    params: Params
+    value_params: Params
     epochs: jax.Array
 
 
@@ -216,9 +216,9 @@ class MAML:
             epochs=jnp.zeros((), jnp.int32),
         )
 
-    def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def distribution(self, policy: PyTree, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log standard deviation `[..., A]` of the policy at `obs` `[..., O]`."""
-        outputs: Any = self._policy.apply(policy, obs)
+        outputs: PyTree = self._policy.apply(policy, obs)
         return outputs
 
     def initial_carry(self, policy: Params) -> tuple[()]:
@@ -230,16 +230,18 @@ class MAML:
         """Sample an action `[A]`, as garage's MAML evaluates its stochastic policy; `carry` stays empty."""
         return sample_gaussian(key, *self.distribution(policy, obs)), carry
 
-    def probe(self, key: jax.Array, state: MAMLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
+    def probe(self, key: jax.Array, state: MAMLState, task: PyTree, episodes: int) -> tuple[PyTree, Episodes]:
         """The unadapted policy and its episodes of one task."""
         return state.params, self._collect(key, state.params, task, episodes)
 
-    def adapt(self, key: jax.Array, state: MAMLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
+    def adapt(self, key: jax.Array, state: MAMLState, task: PyTree, episodes: int) -> tuple[PyTree, Episodes]:
         """The policy after the inner steps on `episodes` episodes of one task, and these."""
         experience = self._collect(key, state.params, task, episodes)
         return self._adapt(state.params, self._batch(state.params, state.value_params, experience)), experience
 
-    def train_epoch(self, key: jax.Array, state: MAMLState, tasks: Any, weights: jax.Array) -> tuple[MAMLState, EpochMetrics]:
+    def train_epoch(
+        self, key: jax.Array, state: MAMLState, tasks: PyTree, weights: jax.Array
+    ) -> tuple[MAMLState, EpochMetrics]:
         """Collect, adapt, collect again on M tasks, then one trust-region step of the meta-parameters.
 
         Args:
@@ -252,7 +254,7 @@ class MAML:
         index = systematic_resample(draw_key, weights, self.meta_batch_size)
         drawn = take_tasks(tasks, index)
 
-        def phase(policies, side):
+        def phase(policies: Params, side: tuple[jax.Array, jax.Array]) -> tuple[Params, tuple[Batch, Outcome]]:
             """Episodes of every task with its own policy, and the policies that are adapted to the first side's."""
             keys, adapts = side
             episodes = jax.vmap(lambda k, p, task: self._collect(k, p, task, self.config.episodes_per_task))(
@@ -275,10 +277,10 @@ class MAML:
         state = dataclasses.replace(state, params=params, epochs=state.epochs + 1)
         return state, _metrics(index, weights.size, before, after, diagnostics)
 
-    def _collect(self, key: jax.Array, params: Any, task: Any, episodes: int) -> Episodes:
+    def _collect(self, key: jax.Array, params: Params, task: PyTree, episodes: int) -> Episodes:
         return collect_episodes(self.env, lambda obs, k: self.act(params, (), obs, k)[0], task, key, episodes, self.horizon)
 
-    def _batch(self, policy: Any, value_params: Any, episodes: Episodes) -> Batch:
+    def _batch(self, policy: PyTree, value_params: Params, episodes: Episodes) -> Batch:
         """One task's episodes `[R, T, ...]` by a policy, with advantages from the task's own baseline."""
         c = self.config
         returns = jax.vmap(lambda r: discounted_returns(r, c.discount))(episodes.rewards)
@@ -370,7 +372,7 @@ class MAML:
         return OuterProblem(outputs, loss, kl, metric, policies)
 
 
-def _metrics(index: jax.Array, tasks: int, before: Outcome, after: Outcome, diagnostics: dict) -> EpochMetrics:
+def _metrics(index: jax.Array, tasks: int, before: Outcome, after: Outcome, diagnostics: dict[str, jax.Array]) -> EpochMetrics:
     """Per-task means of an epoch over the tasks drawn, `index` `[M]`."""
     return EpochMetrics(
         before=mean_by_task(index, jnp.mean(before.returns, axis=1), tasks),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from tamherd_jax.maml._checks import check_scalar
 from tamherd_jax.maml.kernels import Linearization, Params, gauss_newton, solve_with_residual
+from tamherd_jax.types import PyTree
 from tamherd_jax.validation import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -92,10 +92,10 @@ class TRPOInfo:
 
 
 def trpo_step(
-    outputs: Callable[[Params], Any],
-    loss: Callable[[Any, Any], jax.Array],
-    kl: Callable[[Any, Any], jax.Array],
-    metric: Callable[[Any, Any], Any],
+    outputs: Callable[[Params], PyTree],
+    loss: Callable[[PyTree, PyTree], jax.Array],
+    kl: Callable[[PyTree, PyTree], jax.Array],
+    metric: Callable[[PyTree, PyTree], PyTree],
     params: Params,
     config: TRPOConfig = TRPOConfig(),
     step: jax.Array | int = 0,
@@ -152,14 +152,25 @@ def trpo_step(
     return _backtrack(trial, flat, full_step, unravel, loss_before, config)
 
 
-def _backtrack(trial, flat, full_step, unravel, loss_before, config) -> tuple[Params, TRPOInfo]:
+Trial = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+"""Backtracks, loss, KL divergence and acceptance of one trial of the line search, `[]` each."""
+
+
+def _backtrack(
+    trial: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
+    flat: jax.Array,
+    full_step: jax.Array,
+    unravel: Callable[[jax.Array], Params],
+    loss_before: jax.Array,
+    config: TRPOConfig,
+) -> tuple[Params, TRPOInfo]:
     """Line search: the first accepted trial of at most `max_backtracks`."""
 
-    def rejected(carry):
+    def rejected(carry: Trial) -> jax.Array:
         backtracks, _, _, accepted = carry
         return ~accepted & (backtracks + 1 < config.max_backtracks)
 
-    def shorten(carry):
+    def shorten(carry: Trial) -> Trial:
         backtracks = carry[0] + 1.0
         return (backtracks, *trial(backtracks))
 

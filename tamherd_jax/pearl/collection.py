@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.config import PEARLConfig
 from tamherd_jax.pearl.replay import Transition
 from tamherd_jax.pearl.update import ContextualSAC, Networks
-from tamherd_jax.types import Episodes, TaskEnv
+from tamherd_jax.types import Episodes, Params, PyTree, TaskEnv
 
 BELIEFS_PER_LANE = 8
 """Beliefs inferred ahead, each from its own context, for the episodes of a posterior lane; beyond, they come round again."""
@@ -25,7 +24,7 @@ BELIEFS_PER_LANE = 8
 class PEARLPolicy:
     """A policy adapted to one task: actor parameters and the latent `[Z]` it acts on."""
 
-    actor: Any
+    actor: Params
     latent: jax.Array
 
 
@@ -41,7 +40,7 @@ class Collector:
     def __init__(self, env: TaskEnv, sac: ContextualSAC, config: PEARLConfig):
         self._squashed, self._sac, self.config = _Squashed(env), sac, config
 
-    def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def distribution(self, policy: PyTree, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log standard deviation `[..., A]` of the Gaussian before the squashing.
 
         Args:
@@ -72,14 +71,14 @@ class Collector:
         """Mean and variance `[*shape, Z]` of the belief before any experience."""
         return jnp.zeros((*shape, self.config.latent_size)), jnp.ones((*shape, self.config.latent_size))
 
-    def explore(self, key: jax.Array, actor: Any, task: Any, episodes: int, deterministic: bool) -> Episodes:
+    def explore(self, key: jax.Array, actor: Params, task: PyTree, episodes: int, deterministic: bool) -> Episodes:
         """Episodes `[E, T, ...]` of one task, each on a latent from the prior; see the class for what they hold."""
 
-        def episode(key):
+        def episode(key: jax.Array) -> Episodes:
             latent_key, key = jax.random.split(key)
             policy = PEARLPolicy(actor, self.draw_latent(latent_key, *self._prior()))
 
-            def act(obs, k):
+            def act(obs: jax.Array, k: jax.Array) -> jax.Array:
                 mean, log_std = self.distribution(policy, obs)
                 return mean if deterministic else sample_gaussian(k, mean, log_std)
 
@@ -90,7 +89,7 @@ class Collector:
 
         return jax.vmap(episode)(jax.random.split(key, episodes))
 
-    def both_phases(self, key: jax.Array, params: Networks, task: Any) -> tuple[Lanes, Lanes]:
+    def both_phases(self, key: jax.Array, params: Networks, task: PyTree) -> tuple[Lanes, Lanes]:
         """Both phases of one task draw, lanes `[prior_steps / T, T, ...]` and `[posterior_steps / T, T, ...]`."""
         prior_key, context_key, posterior_key = jax.random.split(key, 3)
         prior = self.prior_lanes(prior_key, params.actor, task, self.config.prior_steps // self.config.horizon)
@@ -101,36 +100,36 @@ class Collector:
         first = jax.tree.map(lambda prior, x: x[:, 0].at[0].set(prior), self._prior(), later)
         return prior, self._lanes(posterior_key, params.actor, task, first, later)
 
-    def _beliefs(self, key: jax.Array, encoder: Any, prior: Lanes, count: int) -> tuple[jax.Array, jax.Array]:
+    def _beliefs(self, key: jax.Array, encoder: Params, prior: Lanes, count: int) -> tuple[jax.Array, jax.Array]:
         """`count` beliefs `[count, Z]` about a task, each from its own context drawn from the draw's prior phase."""
         steps, valid = replay.to_transitions(self.observed(prior))
         ring = replay.init(self.example(), 1, valid.size)
         ring = replay.add(ring, steps, jnp.zeros(valid.size, jnp.int32), valid)
 
-        def belief(key):
+        def belief(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             context = replay.sample(ring, key, jnp.zeros((), jnp.int32), self.config.context_size)
             return self._sac.belief(encoder, context)
 
         return jax.vmap(belief)(jax.random.split(key, count))
 
-    def prior_lanes(self, key: jax.Array, actor: Any, task: Any, lanes: int) -> Lanes:
+    def prior_lanes(self, key: jax.Array, actor: Params, task: PyTree, lanes: int) -> Lanes:
         """Lanes `[lanes, T, ...]` of one task whose episodes all act on the prior."""
         return self._lanes(key, actor, task, self._prior(lanes), self._prior(lanes, 1))
 
-    def _lanes(self, key: jax.Array, actor: Any, task: Any, first: Any, later: Any) -> Lanes:
+    def _lanes(self, key: jax.Array, actor: Params, task: PyTree, first: PyTree, later: PyTree) -> Lanes:
         """Lanes of one task with stochastic actions, every episode on a fresh latent.
 
         `first` is mean and variance `[lanes, Z]` of the belief that each lane's first episode acts on, `later` `[lanes, P, Z]`
         of those of the episodes after it, in turn.
         """
 
-        def lane(key, first, later):
+        def lane(key: jax.Array, first: PyTree, later: PyTree) -> Lanes:
             latent_key, key = jax.random.split(key)
 
-            def renew(k, episode):
+            def renew(k: jax.Array, episode: jax.Array) -> jax.Array:
                 return self.draw_latent(k, *(leaf[(episode - 1) % leaf.shape[0]] for leaf in later))
 
-            def act(latent, obs, k):
+            def act(latent: jax.Array, obs: jax.Array, k: jax.Array) -> jax.Array:
                 return sample_gaussian(k, *self.distribution(PEARLPolicy(actor, latent), obs))
 
             start = self.draw_latent(latent_key, *first)
@@ -145,14 +144,14 @@ class _Squashed:
     def __init__(self, env: TaskEnv):
         self._env = env
 
-    def reset(self, rng: jax.Array, task: Any) -> Any:
+    def reset(self, rng: jax.Array, task: PyTree) -> PyTree:
         return self._env.reset(rng, task)
 
-    def step(self, state: Any, action: jax.Array) -> Any:
+    def step(self, state: PyTree, action: jax.Array) -> PyTree:
         return self._env.step(state, jnp.tanh(action))
 
     @property
-    def observation_size(self) -> Any:
+    def observation_size(self) -> int:
         return self._env.observation_size
 
     @property

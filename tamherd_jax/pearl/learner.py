@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from tamherd_jax.pearl.collection import Collector, PEARLPolicy
 from tamherd_jax.pearl.config import PEARLConfig
 from tamherd_jax.pearl.replay import ReplayBuffer
 from tamherd_jax.pearl.update import Batch, ContextualSAC, TrainState
-from tamherd_jax.types import Episodes, EpochMetrics, TaskEnv
+from tamherd_jax.types import Episodes, EpochMetrics, Params, PyTree, TaskEnv
 
 _MIN_REWARD_UNIT = 1e-6  # rewards may all be 0 at first
 _MEMORY_SHARE = 0.9  # of the device; the rest is for networks, optimisers and the gradient steps
@@ -33,8 +32,8 @@ class PEARLState:
     """
 
     train: TrainState
-    full: Any
-    encoder: Any
+    full: PyTree
+    encoder: Params
 
 
 class PEARL:
@@ -113,7 +112,7 @@ class PEARL:
         """The state without its replay buffers, of which `probe`, `infer` and `adapt` have no need."""
         return dataclasses.replace(state, full=None, encoder=None)
 
-    def prepare(self, key: jax.Array, state: PEARLState, tasks: Any, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
+    def prepare(self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
         """`initial_steps` transitions of every task with a positive weight, acting on the prior, into both buffers.
 
         A function of its own because under `vmap` a condition inside `train_epoch` would collect them anew every epoch.
@@ -140,7 +139,9 @@ class PEARL:
         full, encoder = (replay.clear(buffer, weights <= 0) for buffer in (other.full, other.encoder))
         return dataclasses.replace(state, full=full, encoder=encoder)
 
-    def train_epoch(self, key: jax.Array, state: PEARLState, tasks: Any, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
+    def train_epoch(
+        self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: jax.Array
+    ) -> tuple[PEARLState, EpochMetrics]:
         """Collect from D task draws, all at once, then `gradient_steps` steps on replayed transitions.
 
         Draws are independent given the policy, and so are a draw's episodes but for the belief: that of its posterior phase
@@ -167,7 +168,7 @@ class PEARL:
         )
         return dataclasses.replace(state, train=train), metrics
 
-    def distribution(self, policy: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def distribution(self, policy: PyTree, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log standard deviation `[..., A]` of the Gaussian before the squashing.
 
         Args:
@@ -186,7 +187,7 @@ class PEARL:
         del key
         return jnp.tanh(self.distribution(policy, obs)[0]), carry
 
-    def probe(self, key: jax.Array, state: PEARLState, task: Any, episodes: int) -> tuple[Any, Episodes]:
+    def probe(self, key: jax.Array, state: PEARLState, task: PyTree, episodes: int) -> tuple[PyTree, Episodes]:
         """Actor parameters, and stochastic episodes of one task, each on its own latent from the prior."""
         actor = state.train.params.actor
         return actor, self._collector.explore(key, actor, task, episodes, deterministic=False)
@@ -195,7 +196,7 @@ class PEARL:
         """Posterior mean and variance `[Z]` of one task's latent given all valid steps of this learner's `episodes`."""
         return self._sac.belief(state.train.params.encoder, *replay.to_transitions(self.observed(episodes)))
 
-    def adapt(self, key: jax.Array, state: PEARLState, task: Any, episodes: int) -> tuple[PEARLPolicy, Episodes]:
+    def adapt(self, key: jax.Array, state: PEARLState, task: PyTree, episodes: int) -> tuple[PEARLPolicy, Episodes]:
         """The policy on a latent drawn from the posterior after `episodes` episodes on latents from the prior, and these."""
         explore_key, latent_key = jax.random.split(key)
         actor = state.train.params.actor
@@ -206,7 +207,7 @@ class PEARL:
         """What the environment saw and did: observations without the latent, actions squashed."""
         return self._collector.observed(episodes)
 
-    def _add(self, buffer: Any, index: jax.Array, lanes: Lanes) -> ReplayBuffer:
+    def _add(self, buffer: PyTree, index: jax.Array, lanes: Lanes) -> ReplayBuffer:
         """Append the lanes `[D, lanes, T, ...]` of the tasks `index` `[D]`."""
         steps, valid = replay.to_transitions(self.observed(lanes))
         return replay.add(buffer, steps, jnp.repeat(index, valid.size // index.size), valid)
@@ -225,7 +226,7 @@ class PEARL:
         weights = jnp.where(replay.filled(state.full) & replay.filled(state.encoder), weights, 0.0)
         unit = self._reward_unit(state.full, weights)
 
-        def step(train, keys):
+        def step(train: TrainState, keys: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
             for early in keys[:-1]:
                 train, _ = self._sac.step(train, self._batch(early, state, weights, unit), policy=False)
             return self._sac.step(train, self._batch(keys[-1], state, weights, unit))
@@ -249,7 +250,7 @@ class PEARL:
         index = jax.random.choice(task_key, self.tasks, (c.meta_batch_size,), p=weights)
         actions = (c.meta_batch_size, c.batch_size, self.env.action_size)
 
-        def draw(key, buffer, size):
+        def draw(key: jax.Array, buffer: ReplayBuffer, size: int) -> PyTree:
             keys = jax.random.split(key, c.meta_batch_size)
             return jax.vmap(replay.sample, in_axes=(None, 0, 0, None))(buffer, keys, index, size)
 

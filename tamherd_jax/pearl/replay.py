@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 
 from tamherd_jax.envs.episodes import Episodes
+from tamherd_jax.types import PyTree
 
 
 @struct.dataclass
@@ -42,12 +43,12 @@ class ReplayBuffer:
       size: `[N]` int32 transitions held for each task.
     """
 
-    experience: Any
+    experience: PyTree
     cursor: jax.Array
     size: jax.Array
 
 
-def init(example: Any, tasks: int, capacity: int) -> ReplayBuffer:
+def init(example: PyTree, tasks: int, capacity: int) -> ReplayBuffer:
     """Empty rings.
 
     Args:
@@ -59,7 +60,7 @@ def init(example: Any, tasks: int, capacity: int) -> ReplayBuffer:
     return ReplayBuffer(experience, jnp.zeros(tasks, jnp.int32), jnp.zeros(tasks, jnp.int32))
 
 
-def add(buffer: ReplayBuffer, transitions: Any, task: jax.Array, valid: jax.Array) -> ReplayBuffer:
+def add(buffer: ReplayBuffer, transitions: PyTree, task: jax.Array, valid: jax.Array) -> ReplayBuffer:
     """Append transitions, each to its task's ring, in order; the oldest give way.
 
     Args:
@@ -85,7 +86,7 @@ def clear(buffer: ReplayBuffer, tasks: jax.Array) -> ReplayBuffer:
     return ReplayBuffer(buffer.experience, jnp.where(tasks, 0, buffer.cursor), jnp.where(tasks, 0, buffer.size))
 
 
-def sample(buffer: ReplayBuffer, key: jax.Array, task: jax.Array, size: int) -> Any:
+def sample(buffer: ReplayBuffer, key: jax.Array, task: jax.Array, size: int) -> PyTree:
     """Draw uniformly, with replacement, from one task's ring.
 
     Args:
@@ -142,7 +143,7 @@ def to_transitions(episodes: Episodes) -> tuple[Transition, jax.Array]:
     return jax.tree.map(lambda leaf: leaf.reshape(batch, *leaf.shape[episodes.valid.ndim :]), steps), episodes.valid.ravel()
 
 
-def buffer_bytes(example: Any, tasks: int, capacity: int) -> int:
+def buffer_bytes(example: PyTree, tasks: int, capacity: int) -> int:
     """Bytes that `init` would allocate for these arguments; `example` may be of shapes alone."""
     row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(example))
     return tasks * (capacity * row + 2 * jnp.dtype(jnp.int32).itemsize)

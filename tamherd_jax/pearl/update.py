@@ -25,16 +25,17 @@ from tamherd_jax.pearl.losses import (
 )
 from tamherd_jax.pearl.posterior import kl_from_prior, latent_from_noise, product_of_gaussians
 from tamherd_jax.pearl.replay import Transition
+from tamherd_jax.types import Params, PyTree
 
 
 @struct.dataclass
 class Networks:
     """Something for each network, parameters or an optimiser's state. Critic leaves are `[2, ...]`, the two Q; no V is None."""
 
-    encoder: Any
-    critic: Any
-    value: Any
-    actor: Any
+    encoder: Params
+    critic: Params
+    value: PyTree
+    actor: Params
 
 
 @struct.dataclass
@@ -42,7 +43,7 @@ class TrainState:
     """What gradient steps carry on: parameters, the slowly following copy of V's or Q's, and an Adam state per network."""
 
     params: Networks
-    target_value: Any
+    target_value: PyTree
     optimizers: Networks
 
 
@@ -104,7 +105,7 @@ class ContextualSAC:
         optimizers = Networks(*(self._adam.init(getattr(params, name)) for name in ("encoder", "critic", "value", "actor")))
         return TrainState(params, jax.tree.map(jnp.copy, self._followed(params)), optimizers)
 
-    def belief(self, encoder: Any, context: Transition, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def belief(self, encoder: Params, context: Transition, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Posterior mean and variance `[Z]` of one task's latent given transitions `[C, ...]` of which `valid` `[C]` count."""
         with jax.default_matmul_precision(self.config.matmul_precision):
             mean, var = self._encoder.apply(encoder, context.obs, context.action, context.reward)
@@ -115,12 +116,12 @@ class ContextualSAC:
         z = latent_from_noise(mean, var, noise)
         return z if self.config.use_context else jnp.zeros_like(z)
 
-    def gaussian(self, actor: Any, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gaussian(self, actor: Params, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Pre-squashing mean and log standard deviation `[..., A]` at observations with the latent appended `[..., O + Z]`."""
         with jax.default_matmul_precision(self.config.matmul_precision):
             return self._actor.apply(actor, obs)
 
-    def q_values(self, critic: Any, obs: jax.Array, action: jax.Array, latent: jax.Array) -> jax.Array:
+    def q_values(self, critic: Params, obs: jax.Array, action: jax.Array, latent: jax.Array) -> jax.Array:
         """`[2, ...]` both Q at `[..., O]`, `[..., A]`, `[..., Z]`."""
         return self._head.value(self._q_outputs(critic, obs, action, latent))
 
@@ -174,7 +175,9 @@ class ContextualSAC:
         params, opt = dataclasses.replace(params, value=value), dataclasses.replace(opt, value=opt_value)
         return params, opt, {**info, "value_loss": loss}
 
-    def critic_objective(self, encoder: Any, critic: Any, target: Any, actor: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    def critic_objective(
+        self, encoder: Params, critic: Params, target: Params, actor: Params, batch: Batch
+    ) -> tuple[jax.Array, PyTree]:
         """`critic_loss + kl_weight sum_tasks KL(q(z | c) || N(0, I))`, differentiated in encoder and critic.
 
         Returns:
@@ -191,7 +194,7 @@ class ContextualSAC:
         info = {"critic_loss": loss, "kl": kl / mean.shape[0], "mean_q": jnp.mean(self._head.value(outputs))}
         return loss + c.kl_weight * kl, (constant, info)
 
-    def actor_objective(self, actor: Any, critic: Any, latent: jax.Array, batch: Batch) -> tuple[jax.Array, Any]:
+    def actor_objective(self, actor: Params, critic: Params, latent: jax.Array, batch: Batch) -> tuple[jax.Array, PyTree]:
         """`actor_loss` of a fresh reparameterised action, differentiated in the actor.
 
         Returns:
@@ -202,13 +205,15 @@ class ContextualSAC:
         loss = actor_loss(log_prob, min_q, *gaussian, (c.mean_weight, c.log_std_weight, c.pre_tanh_weight), c.temperature)
         return loss, (min_q, log_prob, {"actor_loss": loss, "entropy": -jnp.mean(log_prob)})
 
-    def value_objective(self, value: Any, min_q: jax.Array, log_prob: jax.Array, latent: jax.Array, batch: Batch) -> jax.Array:
+    def value_objective(
+        self, value: PyTree, min_q: jax.Array, log_prob: jax.Array, latent: jax.Array, batch: Batch
+    ) -> jax.Array:
         """`value_loss` `[]`, differentiated in V."""
         outputs = self._scalar.apply(value, batch.transitions.obs, latent)
         return value_loss(outputs, soft_value(min_q, log_prob, self.config.temperature), self._head)
 
     def _judged(
-        self, actor: Any, critic: Any, obs: jax.Array, latent: jax.Array, noise: jax.Array
+        self, actor: Params, critic: Params, obs: jax.Array, latent: jax.Array, noise: jax.Array
     ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         """Fresh actions: min Q, log probability `[...]`, and (mean, log standard deviation, sample) before the squashing."""
         mean, log_std = self.gaussian(actor, jnp.concatenate([obs, latent], axis=-1))
@@ -217,7 +222,7 @@ class ContextualSAC:
         min_q = jnp.min(self.q_values(critic, obs, jnp.tanh(pre_tanh), latent), axis=0)
         return min_q, log_prob, (mean, log_std, pre_tanh)
 
-    def _next_values(self, target: Any, actor: Any, latent: jax.Array, batch: Batch) -> jax.Array:
+    def _next_values(self, target: Params, actor: Params, latent: jax.Array, batch: Batch) -> jax.Array:
         """`[M, B]` what the next states are worth to the target."""
         obs = batch.transitions.next_obs
         if self.has_value:
@@ -227,11 +232,11 @@ class ContextualSAC:
         min_q, log_prob, _ = self._judged(actor, target, obs, latent, batch.next_noise)
         return soft_value(min_q, log_prob, self.config.temperature)
 
-    def _q_outputs(self, critic: Any, obs: jax.Array, action: jax.Array, latent: jax.Array) -> jax.Array:
+    def _q_outputs(self, critic: Params, obs: jax.Array, action: jax.Array, latent: jax.Array) -> jax.Array:
         """`[2, ..., F]` of both Q."""
         return jax.vmap(self._scalar.apply, in_axes=(0, None, None, None))(critic, obs, action, latent)
 
-    def _followed(self, params: Networks) -> Any:
+    def _followed(self, params: Networks) -> PyTree:
         """The network that the target follows."""
         return params.value if self.has_value else params.critic
 
@@ -239,7 +244,7 @@ class ContextualSAC:
         """`[M, Z]` to `[M, B, Z]`: every transition of a task shares its latent."""
         return jnp.broadcast_to(latent[:, None], (*data.reward.shape, latent.shape[-1]))
 
-    def _descend(self, params: Any, gradient: Any, optimizer: Any) -> tuple[Any, Any]:
+    def _descend(self, params: Params, gradient: Any, optimizer: Any) -> tuple[Any, Any]:
         """One network's Adam step."""
         updates, optimizer = self._adam.update(gradient, optimizer, params)
         return optax.apply_updates(params, updates), optimizer

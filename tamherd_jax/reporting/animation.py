@@ -12,7 +12,7 @@ from tamherd_jax.physics.bodies import BODIES, common_layout, load_model, own_co
 KINDS = ("before adaptation", "after adaptation")
 
 
-def capsules(body: str) -> dict[str, list]:
+def capsules(body: str) -> dict[str, list[Any]]:
     """A body's capsules: `link` each belongs to, from 0, and `[x1, z1, x2, z2, radius]` in that link's frame, in metres."""
     model = load_model(body)
     link, shape = [], []

@@ -16,6 +16,7 @@ from tamherd_jax.reporting import figures, paper, statistics, views
 from tamherd_jax.reporting.animation import player_data
 from tamherd_jax.reporting.run_files import RunFiles, algorithm_of, arm_title
 from tamherd_jax.reporting.tables import interval, left_out_text, number, paper_table_number, seeds_text
+from tamherd_jax.types import Document
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -123,7 +124,7 @@ def script_json(data: Any) -> str:
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def subtitle(results: dict[str, Any]) -> str:
+def subtitle(results: Document) -> str:
     """Seeds, epochs, physics and device in a line."""
     c = results["config"]
     parts = [
@@ -134,14 +135,14 @@ def subtitle(results: dict[str, Any]) -> str:
     return " · ".join([*parts, f"physics {results['physics']}", f"device {results['device']}"])
 
 
-def versions(results: dict[str, Any]) -> str:
+def versions(results: Document) -> str:
     """The package's version and those of what it stands on."""
     package = results["package"]
     return ", ".join([f"{package['name']} {package['version']}", *(f"{n} {v}" for n, v in results["versions"].items())])
 
 
 def cards(
-    results: dict[str, Any], summaries: list[statistics.ArmSummary], comparisons: list[statistics.Comparison]
+    results: Document, summaries: list[statistics.ArmSummary], comparisons: list[statistics.Comparison]
 ) -> list[dict[str, str]]:
     """The few numbers at the top."""
     cards = [

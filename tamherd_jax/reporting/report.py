@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from tamherd_jax.codec import one_line
 from tamherd_jax.reporting import figures, html, statistics, tables
 from tamherd_jax.reporting.run_files import RunFiles, arms, left_out, read_run_files, seeds
+from tamherd_jax.types import Document
 
 
 def print_tables(run: RunFiles, analysis: statistics.Analysis, console: Console) -> None:
@@ -60,7 +60,7 @@ def make_report(directory: Path, console: Console) -> Path:
         raise ValueError(f"{directory}/results.json is damaged: {one_line(error)}") from error
 
 
-def write_rows_csv(results: dict[str, Any], path: Path) -> None:
+def write_rows_csv(results: Document, path: Path) -> None:
     """The rows of results.json: `seed, arm, body, statistic, value`."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("seed", "arm", "body", "statistic", "value"), lineterminator="\n")

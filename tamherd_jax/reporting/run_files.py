@@ -13,6 +13,7 @@ from tamherd_jax.codec import read_arrays
 from tamherd_jax.experiments.results import ARMS, SCHEMA, read_run
 from tamherd_jax.physics.bodies import FRAME_SKIP, TIMESTEP
 from tamherd_jax.registry.algorithms import DEFAULT_ALGORITHM, Algorithm, get_algorithm
+from tamherd_jax.types import Document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class RunFiles:
     """
 
     directory: Path
-    results: dict[str, Any]
+    results: Document
     curves: dict[str, np.ndarray]
     embeddings: dict[str, np.ndarray]
     episodes: dict[str, np.ndarray] | None
@@ -100,19 +101,19 @@ def read_log(directory: Path) -> tuple[dict[str, Any], ...]:
     return tuple(records)
 
 
-def arms(results: dict[str, Any]) -> list[str]:
+def arms(results: Document) -> list[str]:
     """The arms of a run: the paper's in its order, then the others in the file's."""
     found = list(results["nonfinite_episodes"])  # which has an entry for every arm
     return [arm for arm in ARMS if arm in found] + [arm for arm in found if arm not in ARMS]
 
 
-def own_probe(results: dict[str, Any]) -> str | None:
+def own_probe(results: Document) -> str | None:
     """The arm that is the herd's probe, where that is not the single learner stopped early."""
     kind = results["config"].get("probe")
     return kind if kind in arms(results) else None
 
 
-def algorithm_of(results: dict[str, Any]) -> Algorithm:
+def algorithm_of(results: Document) -> Algorithm:
     """Return the registry entry of a run's algorithm; files without one are of the first.
 
     Raises:
@@ -121,42 +122,42 @@ def algorithm_of(results: dict[str, Any]) -> Algorithm:
     return get_algorithm(results["config"].get("algorithm", DEFAULT_ALGORITHM))
 
 
-def arm_title(results: dict[str, Any], arm: str) -> str:
+def arm_title(results: Document, arm: str) -> str:
     """Heading of an arm, for instance `Herd of MAMLs`."""
     titles = {"oracle": "Oracle", "single": "Single", "herd": algorithm_of(results).herd_title}
     return titles.get(arm, arm.replace("_", " ").replace("-", " ").capitalize())
 
 
-def seeds(results: dict[str, Any]) -> np.ndarray:
+def seeds(results: Document) -> np.ndarray:
     """`[S]` the seeds."""
     first = results["config"]["first_seed"]
     return np.arange(first, first + results["config"]["seeds"])
 
 
-def left_out(results: dict[str, Any], arm: str) -> list[int]:
+def left_out(results: Document, arm: str) -> list[int]:
     """Seeds of an arm that are excluded from the statistics, in order."""
     return sorted({entry["seed"] for entry in results.get("excluded", []) if entry["arm"] == arm})
 
 
-def included(results: dict[str, Any], arm: str) -> np.ndarray:
+def included(results: Document, arm: str) -> np.ndarray:
     """`[S]` bool, the seeds that count for an arm."""
     return ~np.isin(seeds(results), left_out(results, arm))
 
 
-def seed_values(results: dict[str, Any], arm: str, body: str, statistic: str) -> dict[int, float]:
+def seed_values(results: Document, arm: str, body: str, statistic: str) -> dict[int, float]:
     """One statistic of an arm on a body by seed; seeds left out are missing."""
     wanted = (arm, body, statistic)
     return {r["seed"]: r["value"] for r in results["rows"] if (r["arm"], r["body"], r["statistic"]) == wanted}
 
 
-def tasks_of(results: dict[str, Any], body: str | None) -> np.ndarray:
+def tasks_of(results: Document, body: str | None) -> np.ndarray:
     """`[N]` bool, the tasks of a body; all of them for None."""
     bodies = np.array(results["task_set"]["body_of_task"])
     return np.ones(len(bodies), bool) if body is None else bodies == body
 
 
 def arm_curve(
-    results: dict[str, Any], curves: dict[str, np.ndarray], arm: str, body: str | None = None
+    results: Document, curves: dict[str, np.ndarray], arm: str, body: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Steps of the budget `[E]` and mean return after adaptation `[S', E]` of the seeds that count, for a body or all tasks.
 

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.stats
 
 from tamherd_jax.reporting.run_files import arm_curve, arms, included, seed_values, seeds
+from tamherd_jax.types import Document
 
 CONFIDENCE = 0.95
 RESAMPLES = 5000
@@ -71,7 +72,7 @@ def estimate(strata: Sequence[np.ndarray], statistic: Statistic) -> Estimate:
     if not count:
         return Estimate(float("nan"), None, None, 0)
 
-    def combined(*samples, axis=-1):
+    def combined(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.mean([statistic(sample, axis=axis) for sample in samples], axis=0)
 
     value = float(combined(*strata))
@@ -111,7 +112,7 @@ def mean_difference(strata: Sequence[np.ndarray]) -> Estimate:
 
 
 def mean_over_training(
-    results: dict[str, Any], curves: dict[str, np.ndarray], arm: str, body: str, horizon: float
+    results: Document, curves: dict[str, np.ndarray], arm: str, body: str, horizon: float
 ) -> dict[int, float]:
     """Mean of an arm's curve over its environment steps up to `horizon`, by seed: how good it was all along.
 
@@ -164,16 +165,16 @@ class Comparison:
     difference_along: Estimate
 
 
-def summarize(results: dict[str, Any]) -> list[ArmSummary]:
+def summarize(results: Document) -> list[ArmSummary]:
     """Every arm on every body and on all."""
     bodies = results["task_set"]["bodies"]
     return [_summary(results, arm, body) for body in [*bodies, None] for arm in arms(results)]
 
 
-def _summary(results: dict[str, Any], arm: str, body: str | None) -> ArmSummary:
+def _summary(results: Document, arm: str, body: str | None) -> ArmSummary:
     bodies = results["task_set"]["bodies"] if body is None else [body]
 
-    def strata(statistic):
+    def strata(statistic: str) -> list[np.ndarray]:
         return [np.array(list(seed_values(results, arm, b, statistic).values())) for b in bodies]
 
     gains = [last - before for last, before in zip(strata("last5"), strata("before"), strict=True)]
@@ -188,9 +189,7 @@ def _summary(results: dict[str, Any], arm: str, body: str | None) -> ArmSummary:
     )
 
 
-def compare(
-    results: dict[str, Any], curves: dict[str, np.ndarray], first: str = "herd", second: str = "single"
-) -> list[Comparison]:
+def compare(results: Document, curves: dict[str, np.ndarray], first: str = "herd", second: str = "single") -> list[Comparison]:
     """One arm against another, per body and over all bodies, at equal environment steps."""
     bodies = results["task_set"]["bodies"]
     horizon = min(curves[f"{arm}/budget"][-1] for arm in (first, second))
@@ -219,7 +218,7 @@ class Analysis:
     comparisons: list[Comparison]
 
 
-def analyse(results: dict[str, Any], curves: dict[str, np.ndarray]) -> Analysis:
+def analyse(results: Document, curves: dict[str, np.ndarray]) -> Analysis:
     """All statistics of a run from its files."""
     both = {"herd", "single"} <= set(arms(results))
     return Analysis(summarize(results), compare(results, curves) if both else [])

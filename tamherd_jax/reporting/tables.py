@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from rich.table import Table
 
 from tamherd_jax.reporting import paper
 from tamherd_jax.reporting.run_files import algorithm_of, arm_title, arms, left_out
 from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, summarize
+from tamherd_jax.types import Document
 
 PAPER_TASK_SET = "ML2"
 """Task set of the paper's tables."""
@@ -38,7 +37,7 @@ def body_name(body: str | None) -> str:
     return "Mean of bodies" if body is None else body.capitalize()
 
 
-def paper_value(results: dict[str, Any], arm: str, body: str | None) -> float | None:
+def paper_value(results: Document, arm: str, body: str | None) -> float | None:
     """The paper's number for an arm on a body, or its mean over the bodies it has; None where it has none."""
     if results["task_set"]["name"] != PAPER_TASK_SET:
         return None
@@ -49,13 +48,13 @@ def paper_value(results: dict[str, Any], arm: str, body: str | None) -> float | 
     return float(np.mean(values)) if values else None
 
 
-def paper_table_number(results: dict[str, Any]) -> int | None:
+def paper_table_number(results: Document) -> int | None:
     """Return the number of the paper's table that a run's results stand beside; None where the paper has no such runs."""
     table = algorithm_of(results).paper
     return table.number if table is not None and results["task_set"]["name"] == PAPER_TASK_SET else None
 
 
-def paper_columns(results: dict[str, Any]) -> list[str]:
+def paper_columns(results: Document) -> list[str]:
     """The arms that the paper has numbers for; all where it has none."""
     return [arm for arm in arms(results) if paper_value(results, arm, None) is not None] or arms(results)
 
@@ -65,7 +64,7 @@ def seeds_text(count: int) -> str:
     return f"{count} seed{'s' * (count != 1)}"
 
 
-def returns_table(results: dict[str, Any], statistic: str = "best", summaries: list[ArmSummary] | None = None) -> Table:
+def returns_table(results: Document, statistic: str = "best", summaries: list[ArmSummary] | None = None) -> Table:
     """Returns after adaptation per arm and body, with 95% intervals where there are seeds for them.
 
     `best` is the paper's statistic, median over seeds of the best epoch, with the paper's number (10 seeds) under each, in its
@@ -96,7 +95,7 @@ def _fill(table: Table, first: str, others: list[str]) -> None:
         table.add_column(name, justify="right")
 
 
-def _returns_cell(results: dict[str, Any], summary: ArmSummary, statistic: str) -> str:
+def _returns_cell(results: Document, summary: ArmSummary, statistic: str) -> str:
     ours = summary.best if statistic == "best" else summary.last5_iqm
     theirs = paper_value(results, summary.arm, summary.body) if statistic == "best" else None
     lines = [number(ours.value), interval(ours), "" if theirs is None else f"paper {theirs:.1f}"]
@@ -116,13 +115,13 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
     return table
 
 
-def left_out_text(results: dict[str, Any]) -> str:
+def left_out_text(results: Document) -> str:
     """How many seeds each arm's statistics lack; empty where they lack none."""
     lost = {arm: left_out(results, arm) for arm in arms(results)}
     return "; ".join(f"{arm_title(results, arm)}: {len(s)} of {results['config']['seeds']}" for arm, s in lost.items() if s)
 
 
-def clusters_table(results: dict[str, Any], most: int = 20) -> Table:
+def clusters_table(results: Document, most: int = 20) -> Table:
     """Per seed: which tasks went to which cluster, adjusted Rand index, and how test tasks were assigned."""
     rows = results["clusters"]
     more = f"the first {most} of {len(rows)} seeds; all are in report.html" if len(rows) > most else None
@@ -147,7 +146,7 @@ def clusters_table(results: dict[str, Any], most: int = 20) -> Table:
     return table
 
 
-def ledger_table(results: dict[str, Any]) -> Table:
+def ledger_table(results: Document) -> Table:
     """Environment steps a seed: the budget and the mean really taken."""
     table = Table(title="Environment steps a seed (one step = one action)")
     _fill(table, "", ["budget", "taken"])

@@ -13,6 +13,7 @@ from tamherd_jax.reporting.figures import adaptation
 from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms
 from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, mean
 from tamherd_jax.reporting.tables import body_name, fixed, interval, number, paper_columns, paper_value, seeds_text
+from tamherd_jax.types import Document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def with_interval(value: Estimate, digits: int = 1, sign: bool = False) -> Cell:
     return Cell(fixed(value.value, digits, sign), small)
 
 
-def paper_table(results: dict[str, Any], summaries: list[ArmSummary]) -> TableView:
+def paper_table(results: Document, summaries: list[ArmSummary]) -> TableView:
     """Table 1 or 2 in the paper's layout: a row a body, a column an arm; under each number the paper's and the difference."""
     shown = paper_columns(results)
 
@@ -75,7 +76,7 @@ def paper_table(results: dict[str, Any], summaries: list[ArmSummary]) -> TableVi
     return TableView(caption, ("Body", *(arm_title(results, arm) for arm in shown)), rows)
 
 
-def statistics_table(results: dict[str, Any], summaries: list[ArmSummary]) -> TableView:
+def statistics_table(results: Document, summaries: list[ArmSummary]) -> TableView:
     """Every arm's unbiased statistics on every body and on all."""
     head = ("Body", "Arm", "Interquartile mean", "Mean", "Before", "Adaptation", "Best (median)", "Seeds")
     rows = []
@@ -103,7 +104,7 @@ def comparison_table(comparisons: list[Comparison]) -> TableView:
     return TableView("Herd against single learner at equal environment steps", head, tuple(rows))
 
 
-def excluded_table(results: dict[str, Any]) -> TableView | None:
+def excluded_table(results: Document) -> TableView | None:
     """Learners left out of the statistics; None where there are none."""
     entries = results.get("excluded", [])
     if not entries:
@@ -137,7 +138,7 @@ def adaptation_table(run: RunFiles) -> TableView:
     return TableView("Mean return over the last five epochs, mean over seeds", head, tuple(rows), labels=2)
 
 
-def cluster_bodies(results: dict[str, Any], summary: dict[str, Any]) -> list[str]:
+def cluster_bodies(results: Document, summary: dict[str, Any]) -> list[str]:
     """For each cluster of a seed, the body of most of its training tasks."""
     bodies, of_task = results["task_set"]["bodies"], results["task_set"]["body_of_task"]
     counts = np.array(
@@ -153,7 +154,7 @@ def cluster_bodies(results: dict[str, Any], summary: dict[str, Any]) -> list[str
     return [bodies[i] for i in counts.argmax(0)]
 
 
-def confusion_table(results: dict[str, Any]) -> TableView:
+def confusion_table(results: Document) -> TableView:
     """How often test tasks went to the clusters of each body, over epochs and seeds that could be clustered."""
     bodies = results["task_set"]["bodies"]
     counts = {task: dict.fromkeys(bodies, 0) for task in results["task_set"]["tasks"]}
@@ -174,7 +175,7 @@ def confusion_table(results: dict[str, Any]) -> TableView:
     return TableView(caption, ("Task", *(f"cluster of mostly {body}" for body in bodies)), tuple(rows))
 
 
-def clusters_table(results: dict[str, Any]) -> TableView:
+def clusters_table(results: Document) -> TableView:
     """Every seed's clusters."""
     names = results["task_set"]["tasks"]
     head = ("Seed", *names, "Rand index", "Purity", "Silhouette", "Assigned right", "Reward guard")
@@ -199,7 +200,7 @@ def clusters_table(results: dict[str, Any]) -> TableView:
     return TableView("Training draws of each task in each cluster; Rand index and purity against the bodies", head, tuple(rows))
 
 
-def ledger_table(results: dict[str, Any]) -> TableView:
+def ledger_table(results: Document) -> TableView:
     """Environment steps of a seed by part of the experiment, and meta-updates."""
     ledger = results["ledger"]
     rows = [
@@ -233,7 +234,7 @@ def throughput_table(log: tuple[dict[str, Any], ...]) -> TableView | None:
     return TableView("Wall-clock time of all seeds together, tests included (log.jsonl)", head, tuple(rows))
 
 
-def configuration_table(results: dict[str, Any]) -> TableView:
+def configuration_table(results: Document) -> TableView:
     """Every field of the configuration by its dotted name."""
 
     def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jax.extend import core
@@ -44,7 +44,9 @@ class Memory:
 
 Operand = Values | Memory
 Params = dict[str, Any]
-Rule = Callable[["Lowering", Params, Sequence[Any], Any], Any]
+Aval: TypeAlias = Any
+"""Abstract value of an equation's output: a shape and a dtype."""
+Rule = Callable[["Lowering", Params, Sequence[Any], Aval], Any]
 
 RULES: dict[str, Rule] = {}
 """Primitive -> `rule(lowering, parameters, operands, result's shape and dtype)`, which returns `Values` or a list of them."""
@@ -125,7 +127,7 @@ class Lowering:
 
 
 def _operation(name: str) -> Rule:
-    def rule(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+    def rule(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
         return _elementwise(functools.partial(low.builder.op, name), *x)
 
     return rule
@@ -148,7 +150,7 @@ _FOLD_ELEMENTARY: dict[str, Callable[..., Any]] = {
 
 
 def _elementary(name: str) -> Rule:
-    def rule(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+    def rule(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
         def one(*operands: Value) -> Value:
             if any(isinstance(v, Vector) for v in operands):
                 return ELEMENTARY[name](low.builder, *operands)
@@ -165,12 +167,12 @@ RULES.update({name: _elementary(name) for name in ELEMENTARY})
 
 
 @_rule("square")
-def _square(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _square(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     return _elementwise(lambda v: low.builder.op("mul", v, v), x[0])
 
 
 @_rule("integer_pow")
-def _integer_power(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _integer_power(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     def one(base: Value) -> Value:
         exponent, out = abs(params["y"]), None
         while exponent:
@@ -185,12 +187,12 @@ def _integer_power(low: Lowering, params: Params, x: Sequence[Values], aval: Any
 
 
 @_rule("rsqrt")
-def _rsqrt(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _rsqrt(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     return _elementwise(lambda v: low.builder.op("div", np.float32(1), low.builder.op("sqrt", v)), x[0])
 
 
 @_rule("sign")
-def _sign(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _sign(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     b, one = low.builder, np.dtype(aval.dtype).type
 
     def sign(v: Value) -> Value:
@@ -201,25 +203,25 @@ def _sign(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Valu
 
 
 @_rule("round")
-def _round(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _round(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     if int(params["rounding_method"]) != 1:
         raise NotImplementedError("vector code rounds halves to even only (jnp.round)")
     return _elementwise(lambda v: low.builder.op("rint", v), x[0])
 
 
 @_rule("is_finite")
-def _is_finite(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _is_finite(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     return _elementwise(lambda v: low.builder.op("lt", low.builder.op("abs", v), np.float32(np.inf)), x[0])
 
 
 @_rule("clamp")
-def _clamp(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _clamp(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     smallest, value, largest = x
     return _elementwise(lambda v, a, c: low.builder.op("min", low.builder.op("max", v, a), c), value, smallest, largest)
 
 
 @_rule("select_n")
-def _select_n(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _select_n(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     which, *cases = x
 
     def pick(index: Value, *values: Value) -> Value:
@@ -234,7 +236,7 @@ def _select_n(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> 
 
 
 @_rule("convert_element_type")
-def _convert(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> Operand:
+def _convert(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> Operand:
     dtype = supported_dtype(aval.dtype)
     if isinstance(x[0], Memory) and x[0].dtype == dtype:
         return x[0]
@@ -251,62 +253,62 @@ def _values(operand: Operand) -> Values:
 
 
 @_rule("reshape", "squeeze", "expand_dims")
-def _reshape(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> Values:
+def _reshape(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> Values:
     return _values(x[0]).reshape(aval.shape)
 
 
 @_rule("broadcast_in_dim")
-def _broadcast(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> Values:
+def _broadcast(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> Values:
     values = _values(x[0])
     sizes = dict(zip(params["broadcast_dimensions"], values.shape, strict=True))
     return np.broadcast_to(values.reshape([sizes.get(axis, 1) for axis in range(len(aval.shape))]), aval.shape)
 
 
 @_rule("transpose")
-def _transpose(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> Values:
+def _transpose(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> Values:
     return _values(x[0]).transpose(params["permutation"])
 
 
 @_rule("concatenate")
-def _concatenate(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _concatenate(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     return np.concatenate(x, params["dimension"])
 
 
 @_rule("stack")
-def _stack(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _stack(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     return np.stack(x, params["axis"])
 
 
 @_rule("slice")
-def _slice(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> Values:
+def _slice(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> Values:
     strides = params["strides"] or (1,) * len(aval.shape)
     return _values(x[0])[tuple(map(slice, params["start_indices"], params["limit_indices"], strides))]
 
 
 @_rule("rev")
-def _reverse(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> Values:
+def _reverse(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> Values:
     return np.flip(_values(x[0]), params["dimensions"])
 
 
 @_rule("split")
-def _split(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> list[Values]:
+def _split(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> list[Values]:
     return np.split(_values(x[0]), np.cumsum(params["sizes"])[:-1], params["axis"])
 
 
 @_rule("iota")
-def _iota(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _iota(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     line = np.arange(aval.shape[params["dimension"]], dtype=supported_dtype(aval.dtype))
     shape = [-1 if axis == params["dimension"] else 1 for axis in range(len(aval.shape))]
     return constants(np.broadcast_to(line.reshape(shape), aval.shape))
 
 
 @_rule("copy", "copy_p", "stop_gradient", "optimization_barrier")
-def _copy(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> list[Values]:
+def _copy(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> list[Values]:
     return list(x)
 
 
 @_rule("gather")
-def _gather(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> Values:
+def _gather(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> Values:
     """Read one row of an array per index: of an array that all batch elements share, or of one that is known here."""
     memory, indices = x[0], _values(x[1])
     numbers = params["dimension_numbers"]
@@ -340,7 +342,7 @@ def _row(low: Lowering, memory: Operand, index: Value, width: int) -> Values:
 
 
 def _reduction(name: str) -> Rule:
-    def rule(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+    def rule(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
         kept = [axis for axis in range(x[0].ndim) if axis not in params["axes"]]
         parts = x[0].transpose([*params["axes"], *kept])
         parts = parts.reshape(-1, *aval.shape)
@@ -355,7 +357,7 @@ RULES.update({f"reduce_{name}": _reduction(op) for name, op in _REDUCTIONS.items
 
 
 @_rule("dot_general")
-def _dot_general(low: Lowering, params: Params, x: Sequence[Values], aval: Any) -> Values:
+def _dot_general(low: Lowering, params: Params, x: Sequence[Values], aval: Aval) -> Values:
     b = low.builder
     (left_sum, right_sum), (left_batch, right_batch) = params["dimension_numbers"]
 
@@ -376,13 +378,13 @@ def _dot_general(low: Lowering, params: Params, x: Sequence[Values], aval: Any) 
 
 
 @_rule("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "core_call")
-def _call(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> list[Operand]:
+def _call(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> list[Operand]:
     inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
     return low.run_closed(inner, x) if isinstance(inner, core.ClosedJaxpr) else low.run(inner, [], x)
 
 
 @_rule("cond")
-def _cond(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> list[Values]:
+def _cond(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> list[Values]:
     """Emit every branch and select, as under `vmap`."""
     index, *operands = x
     results = [low.run_closed(branch, operands) for branch in params["branches"]]
@@ -391,7 +393,7 @@ def _cond(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> lis
 
 
 @_rule("while")
-def _while(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> list[Values]:
+def _while(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> list[Values]:
     first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     b, cond_consts, body_consts = low.builder, x[:first], x[first:second]
 
@@ -418,7 +420,7 @@ def _scan_sizes(params: Params) -> tuple[int, int]:
 
 
 @_rule("scan")
-def _scan(low: Lowering, params: Params, x: Sequence[Operand], aval: Any) -> list[Values]:
+def _scan(low: Lowering, params: Params, x: Sequence[Operand], aval: Aval) -> list[Values]:
     (n, m), length = _scan_sizes(params), params["length"]
     consts, carry, inputs = x[:n], list(map(_values, x[n : n + m])), list(map(_values, x[n + m :]))
     outputs = len(params["jaxpr"].out_avals) - m

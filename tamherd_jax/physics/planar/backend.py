@@ -18,6 +18,7 @@ from tamherd_jax.physics.planar.kernel import Batch, chunked_step, gpu_step, is_
 from tamherd_jax.physics.planar.literal import LiteralTable
 from tamherd_jax.physics.planar.native import native_step, report_fallback
 from tamherd_jax.physics.planar.platforms import Step, step_by_platform
+from tamherd_jax.types import PyTree
 
 FORMS = ("auto", "native", "xla", "pallas", "pallas-interpret")
 
@@ -72,16 +73,18 @@ def planar_step(
 
 
 @functools.lru_cache(maxsize=64)
-def _batchable(options: SolverOptions, form: str, literal: LiteralTable | None):
+def _batchable(options: SolverOptions, form: str, literal: LiteralTable | None) -> Callable[..., Batch]:
     """The flat step with a batching rule that folds a new axis into the lanes; a literal table is not an argument."""
     flat_step = _steps(options, form, literal)
 
     @custom_batching.custom_vmap
-    def step(table, body, state, control):
+    def step(table: PyTree, body: jax.Array, state: Batch, control: jax.Array) -> Batch:
         return flat_step(table, body, state, control)
 
     @step.def_vmap
-    def fold(size, batched, table, body, state, control):
+    def fold(
+        size: int, batched: PyTree, table: PyTree, body: jax.Array, state: Batch, control: jax.Array
+    ) -> tuple[Batch, tuple[bool, bool, bool]]:
         table_batched, *lanes_batched = batched
         body, state, control = jax.tree.map(
             lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape)),

@@ -7,9 +7,9 @@ whose leading axis N is a row of a table, one row a body, so that a body is an i
 Axes: N rows of the table (B lanes of a batch once selected), C chains, P points of contact of a link.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ import numpy as np
 from flax import struct
 
 from tamherd_jax.physics.planar.support import chains_of, check_supported
+
+T = TypeVar("T")
 
 _MIN_IMPEDANCE, _MAX_IMPEDANCE = mujoco.mjMINIMP, mujoco.mjMAXIMP
 _FAR = 1e6  # m or rad: a contact point or a joint limit that is never reached
@@ -300,7 +302,7 @@ def flat_indices(shape: tuple[int, ...]) -> jax.Array:
     return out
 
 
-def _columns(rows):
+def _columns(rows: Iterable[T]) -> T:
     """Tuples of scalars, one a chain, to one tuple of arrays with the chains along the first axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 

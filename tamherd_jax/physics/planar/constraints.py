@@ -233,6 +233,13 @@ def _contact_derivatives(row: ContactRows, normal: jax.Array, tangent: jax.Array
     return Wrench(*map(over_points, wrench)), Response(*map(over_points, response))
 
 
+Search = tuple[jax.Array | int, jax.Array, jax.Array, jax.Array, jax.Array]
+"""State of the line search: iterations, which problems run, step length and its bracket, `[1, B]` each but the first."""
+
+Iterate = tuple[jax.Array | int, jax.Array, Vector]
+"""State of Newton's method: iterations, which problems run `[1, B]`, acceleration."""
+
+
 def _line_search(
     problem: Problem, away: Vector, step: Vector, at: Residual, along: Residual, running: jax.Array, iterations: int
 ) -> jax.Array:
@@ -244,7 +251,7 @@ def _line_search(
     slope0, curvature0 = dot(pushed, away), dot(pushed, step)
     big = jnp.asarray(jnp.finfo(slope0.dtype).max, slope0.dtype)
 
-    def refine(carry):
+    def refine(carry: Search) -> Search:
         count, running, scale, low, high = carry
         slope, curvature = _search_rows(problem.constraints, at, along, scale)
         slope, curvature = slope0 + scale * curvature0 + slope, curvature0 + curvature
@@ -257,7 +264,7 @@ def _line_search(
         return count + 1, jnp.where(moved, running, 0), new, low, high
 
     one = jnp.ones_like(slope0)
-    start = (0, running, one, jnp.zeros_like(one), big * one)
+    start: Search = (0, running, one, jnp.zeros_like(one), big * one)
     return lax.while_loop(lambda carry: (carry[0] < iterations) & (jnp.max(carry[1]) > 0), refine, start)[2]
 
 
@@ -289,7 +296,7 @@ def _advance(
 def _switched(constraints: Constraints, at: Residual, along: Residual, scale: jax.Array) -> jax.Array:
     """How many rows `[1, B]` change between violated and satisfied over a step."""
 
-    def changes(weight, before, after):
+    def changes(weight: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
         return jnp.where((weight > 0) & ((before < 0) != (after < 0)), 1.0, 0.0).astype(before.dtype)
 
     limits = [
@@ -335,13 +342,14 @@ def constrained_acceleration(
     better = cost(problem, guess) < cost(problem, problem.smooth)
     start = tuple(jnp.where(better, g, s) for g, s in zip(guess, problem.smooth, strict=True))
 
-    def unfinished(carry):
+    def unfinished(carry: Iterate) -> jax.Array:
         return (carry[0] < iterations) & (jnp.max(carry[1]) > 0)
 
-    def improve(carry):
+    def improve(carry: Iterate) -> Iterate:
         count, running, a = carry
         new, arrived = _newton_step(problem, a, running, line_search, tolerance)
         a = tuple(jnp.where(running > 0, x, y) for x, y in zip(new, a, strict=True))
         return count + 1, jnp.where(arrived, 0, running), a
 
-    return lax.while_loop(unfinished, improve, (0, active.astype(jnp.int32), start))[2]
+    first: Iterate = (0, active.astype(jnp.int32), start)
+    return lax.while_loop(unfinished, improve, first)[2]

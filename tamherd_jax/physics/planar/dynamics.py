@@ -48,7 +48,7 @@ class SolverOptions:
     iterations: int = 12
     line_search: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.integrator not in INTEGRATORS:
             raise ValueError(f"unknown integrator {self.integrator!r}; the integrators are {', '.join(INTEGRATORS)}")
         if self.iterations < 1 or self.line_search < 1:
@@ -188,11 +188,15 @@ def euler_step(tree: PlanarTree, state: State, control: Vector, active: jax.Arra
     return State(axpy(tree.timestep, v, state.q), v, a)
 
 
+Stage = tuple[jax.Array | int, State, Vector, Vector]
+"""State of a Runge-Kutta step: number of the stage, its point, weighted sums of velocities and of accelerations."""
+
+
 def rk4_step(tree: PlanarTree, state: State, control: Vector, active: jax.Array, options: SolverOptions) -> State:
     """Classical fourth-order Runge-Kutta step, damping explicit; the guess is handed from stage to stage."""
     h = tree.timestep
 
-    def stage(carry):
+    def stage(carry: Stage) -> Stage:
         i, here, sum_v, sum_a = carry
         a, _ = acceleration(tree, here, control, active, options)
         one = jnp.ones((), a[0].dtype)  # typed: a choice between Python numbers does not lower for a GPU
@@ -202,7 +206,8 @@ def rk4_step(tree: PlanarTree, state: State, control: Vector, active: jax.Array,
         return i + 1, there, axpy(weight, here.v, sum_v), axpy(weight, a, sum_a)
 
     zero = tuple(jnp.zeros_like(x) for x in state.v)
-    _, last, sum_v, sum_a = lax.while_loop(lambda carry: carry[0] < 4, stage, (0, state, zero, zero))
+    first: Stage = (0, state, zero, zero)
+    _, last, sum_v, sum_a = lax.while_loop(lambda carry: carry[0] < 4, stage, first)
     return State(axpy(h / 6.0, sum_v, state.q), axpy(h / 6.0, sum_a, state.v), last.guess)
 
 
@@ -238,7 +243,7 @@ def environment_step(constants: Callable[[], PlanarTree], state: State, control:
     start = _replace(sound, State(*(to_planar(tree, x) for x in state)), 0.0)
     control = _replace(sound, control, 0.0)
 
-    def frame(i, now):
+    def frame(i: jax.Array, now: State) -> State:
         tree = constants()
         active = sound & (i < tree.frames)
         after = advance(tree, now, control, active, options)

@@ -6,7 +6,7 @@ Both take flat batches, `[B, ...]`, and trace the same `environment_step`.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from tamherd_jax.physics.planar.algebra import ROOT, Vector
 from tamherd_jax.physics.planar.arithmetic import Arithmetic, with_arithmetic
 from tamherd_jax.physics.planar.constants import PlanarTree, select_literals, select_rows
 from tamherd_jax.physics.planar.dynamics import SolverOptions, State, environment_step
+
+Ref: TypeAlias = Any
+"""Pallas reference to a block of memory; Pallas exports no type of it."""
 
 WARP = 32
 """Threads of a block of the kernel: one warp, one thread a chain of an environment, so that a block stops when its own
@@ -200,7 +203,7 @@ def _pack_table(table: PlanarTree, dtype: jnp.dtype) -> tuple[jax.Array, Callabl
     return padded.reshape(-1), functools.partial(_read_table, tuple(zip(shapes, pointed, strict=True)), treedef, table)
 
 
-def _write_table(table: PlanarTree, dtype: jnp.dtype, table_refs: Sequence, body: jax.Array) -> PlanarTree:
+def _write_table(table: PlanarTree, dtype: jnp.dtype, table_refs: Sequence[Ref], body: jax.Array) -> PlanarTree:
     """The environments' constants as literals; there is no table to read."""
     del table_refs
     return select_literals(table, body, dtype)
@@ -210,7 +213,7 @@ def _read_table(
     shapes: Sequence[tuple[tuple[int, int], bool]],
     treedef: jax.tree_util.PyTreeDef,
     table: PlanarTree,
-    table_refs: Sequence,
+    table_refs: Sequence[Ref],
     body: jax.Array,
 ) -> PlanarTree:
     """The environments' constants, `TILE` a load: fields `[1, B]`, `[C, B]` and, where they have points, `[P, C, B]`."""
@@ -228,7 +231,13 @@ def _read_table(
     return replace(tree, frames=tree.frames.astype(jnp.int32))
 
 
-def _kernel(read: Callable, levels: int, options: SolverOptions, arithmetic: Arithmetic | None, *refs) -> None:
+def _kernel(
+    read: Callable[[Sequence[Ref], jax.Array], PlanarTree],
+    levels: int,
+    options: SolverOptions,
+    arithmetic: Arithmetic | None,
+    *refs: Ref,
+) -> None:
     """One block: reads its environments, steps them, writes them."""
     *table_refs, in_ref, out_ref = refs
     tile = in_ref[...]
