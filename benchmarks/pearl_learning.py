@@ -199,7 +199,7 @@ class Program:
     def _start_one(self, key: jax.Array, config: PEARLConfig, tasks: Any) -> Any:
         learner = self._learner(config)
         init_key, key = jax.random.split(key)
-        return learner.prepare(key, learner.init(init_key), tasks, self._weights)[0]
+        return learner.prefill(key, learner.init(init_key), tasks, self._weights)[0]
 
     def _epoch_one(self, key: jax.Array, state: Any, config: PEARLConfig, tasks: Any) -> tuple[Any, dict[str, jax.Array]]:
         learner = self._learner(config)

@@ -210,16 +210,16 @@ class ReplayLearner(Protocol):
     """
 
     @property
-    def preparation_steps(self) -> int:
-        """Environment steps that `prepare` takes in each task."""
+    def prefill_steps(self) -> int:
+        """Environment steps that `prefill` takes in each task."""
         ...
 
-    def prepare(self, key: jax.Array, state: PyTree, tasks: PyTree, weights: jax.Array) -> tuple[PyTree, EpochMetrics]:
+    def prefill(self, key: jax.Array, state: PyTree, tasks: PyTree, weights: jax.Array) -> tuple[PyTree, EpochMetrics]:
         """Prefill the replay buffers; called once, before the first epoch. Not counted in `steps_per_epoch`."""
         ...
 
-    def inherit(self, state: PyTree, other: PyTree, weights: jax.Array) -> PyTree:
-        """In place of `prepare`: copy `other`'s experience of the tasks with a positive weight in `weights` `[N]`."""
+    def copy_replay(self, state: PyTree, other: PyTree, weights: jax.Array) -> PyTree:
+        """In place of `prefill`: copy `other`'s experience of the tasks with a positive weight in `weights` `[N]`."""
         ...
 
     def snapshot(self, state: PyTree) -> PyTree:

@@ -363,7 +363,7 @@ class Ran(NamedTuple):
 
     pearl: PEARL
     init: Any
-    prepare: Any
+    prefill: Any
     epoch: Any
     state: Any
     prepared: Any
@@ -373,10 +373,10 @@ class Ran(NamedTuple):
 @pytest.fixture(scope="module")
 def ran():
     pearl, keys = learner(fence=0.3), jax.random.split(jax.random.key(0), 3)
-    init, prepare, epoch = jax.jit(pearl.init), jax.jit(pearl.prepare), jax.jit(pearl.train_epoch)
-    state, prepared = prepare(keys[1], init(keys[0]), GOALS, WEIGHTS)
+    init, prefill, epoch = jax.jit(pearl.init), jax.jit(pearl.prefill), jax.jit(pearl.train_epoch)
+    state, prepared = prefill(keys[1], init(keys[0]), GOALS, WEIGHTS)
     state, trained = epoch(keys[2], state, GOALS, WEIGHTS)
-    return Ran(pearl, init, prepare, epoch, state, prepared, trained)
+    return Ran(pearl, init, prefill, epoch, state, prepared, trained)
 
 
 def test_an_epoch_delivers_its_full_number_of_valid_transitions(ran):
@@ -409,7 +409,7 @@ def test_stored_actions_are_squashed_and_rewards_those_of_the_task(ran):
 
 def test_a_vmapped_learner_equals_itself_alone_and_a_dead_one_harms_nobody(ran):
     keys = jax.random.split(jax.random.key(5), 3)
-    rows = [ran.prepare(key, ran.init(key), GOALS, WEIGHTS)[0] for key in keys]
+    rows = [ran.prefill(key, ran.init(key), GOALS, WEIGHTS)[0] for key in keys]
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     poisoned = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), states.train.params)
     states = dataclasses.replace(states, train=dataclasses.replace(states.train, params=poisoned))
@@ -438,7 +438,7 @@ def test_settings_are_leaves_of_one_program():
 
     def trained(config, key):
         pearl = learner(config=config)
-        state, _ = pearl.prepare(key, pearl.init(key), GOALS, WEIGHTS)
+        state, _ = pearl.prefill(key, pearl.init(key), GOALS, WEIGHTS)
         return pearl.train_epoch(key, state, GOALS, WEIGHTS)[0].train
 
     key = jax.random.key(0)
@@ -459,7 +459,7 @@ OPTIONS = dataclasses.replace(
 def test_rewards_count_in_units_of_their_mean_magnitude():
     """Tasks of weight 0 and rows not yet filled do not count."""
     pearl = learner(config=OPTIONS)
-    state, _ = jax.jit(pearl.prepare)(jax.random.key(1), pearl.init(jax.random.key(0)), GOALS, jnp.ones(3))
+    state, _ = jax.jit(pearl.prefill)(jax.random.key(1), pearl.init(jax.random.key(0)), GOALS, jnp.ones(3))
     reward = np.asarray(state.full.experience.reward)
     unit = jax.jit(pearl._reward_unit)(state.full, WEIGHTS)
     np.testing.assert_allclose(unit, np.abs(reward[[0, 2], :30]).mean(), rtol=1e-4)
@@ -467,7 +467,7 @@ def test_rewards_count_in_units_of_their_mean_magnitude():
 
 def test_a_delayed_policy_moves_every_second_step():
     pearl = learner(config=OPTIONS)
-    state, _ = jax.jit(pearl.prepare)(jax.random.key(1), pearl.init(jax.random.key(0)), GOALS, WEIGHTS)
+    state, _ = jax.jit(pearl.prefill)(jax.random.key(1), pearl.init(jax.random.key(0)), GOALS, WEIGHTS)
     train, _ = jax.jit(pearl._improve)(jax.random.key(2), state, WEIGHTS)
     assert train.optimizers.critic[0].count == 4
     assert train.optimizers.actor[0].count == 2
@@ -567,7 +567,7 @@ def test_ml2_mixes_bodies():
     """Both bodies in one program; a fallen walker's lane goes on."""
     pearl = PEARL(Locomotion("mujoco"), draws=4, tasks=4, config=dataclasses.replace(TINY, horizon=100, **IN_HUNDREDS))
     state = jax.jit(pearl.init)(jax.random.key(0))
-    state, metrics = jax.jit(pearl.prepare)(jax.random.key(1), state, ml2().tasks, jnp.ones(4) / 4)
+    state, metrics = jax.jit(pearl.prefill)(jax.random.key(1), state, ml2().tasks, jnp.ones(4) / 4)
     assert state.full.size.tolist() == [200] * 4
     assert metrics.steps == 800
     assert metrics.nonfinite == 0
@@ -606,7 +606,7 @@ def test_pearl_finds_goals_that_blind_sac_cannot():
     for use_context in (True, False):
         pearl = PEARL(GoalMass(), 6, 6, dataclasses.replace(LEARNING, use_context=use_context))
         state = jax.jit(pearl.init)(jax.random.key(0))
-        state, _ = jax.jit(pearl.prepare)(jax.random.key(1), state, goals, weights)
+        state, _ = jax.jit(pearl.prefill)(jax.random.key(1), state, goals, weights)
         epoch = jax.jit(pearl.train_epoch, donate_argnums=1)
         for i in range(40 if use_context else 15):
             state, _ = epoch(jax.random.fold_in(jax.random.key(2), i), state, goals, weights)

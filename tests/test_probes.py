@@ -96,7 +96,7 @@ def test_configurations_from_before_the_options_read_back():
         assert ExperimentConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_members_inherit_the_probes_replay_of_their_tasks():
+def test_members_copy_the_probes_replay_of_their_tasks():
     """By hand: the probe holds 15 + 2 draws x 20 steps a task, and a member's first epoch adds 20 for each of 4 draws."""
     experiment = pearl_experiment(reuse_probe=True, controls=("untrained-probe",), member_epochs=1)
     for event in experiment.run():

@@ -54,7 +54,7 @@ def collect_recurrent_episode(
         action, next_carry = act(carry, state.obs, step_key)
         after = env.step(state, action)
         # A policy that ignores observations acts on a non-finite one as well, which the step need not show.
-        finite = _sound(after, action) & jnp.all(jnp.isfinite(state.obs))
+        finite = _is_finite(after, action) & jnp.all(jnp.isfinite(state.obs))
         diverged = jnp.where(finite, 0.0, 1.0).astype(after.done.dtype)
         valid = (1.0 - state.done) * (1.0 - diverged)
         terminated = (1.0 - state.done) * after.done * (1.0 - _truncated(after))
@@ -147,13 +147,13 @@ def collect_lane(
         action_key, fresh_key, renew_key = jax.random.split(step_key, 3)
         action = act(context, state.obs, action_key)
         after = env.step(state, action)
-        sound = _sound(after, action)
+        finite = _is_finite(after, action)
         terminated = after.done * (1.0 - _truncated(after))
-        record = _masked(sound, (state.obs, action, after.reward, after.obs, terminated))
-        over = (after.done > 0) | ~sound | (age + 1 >= horizon)
+        record = _masked(finite, (state.obs, action, after.reward, after.obs, terminated))
+        over = (after.done > 0) | ~finite | (age + 1 >= horizon)
         fresh = env.reset(fresh_key, task), renew(renew_key, episode + 1), jnp.zeros_like(age), episode + 1
         carry = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, (after, context, age + 1, episode))
-        return carry, (record, sound.astype(after.reward.dtype), episode)
+        return carry, (record, finite.astype(after.reward.dtype), episode)
 
     carry = env.reset(reset_key, task), first, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     _, (record, valid, episode) = jax.lax.scan(step, carry, jax.random.split(scan_key, length))
@@ -166,12 +166,12 @@ def _truncated(after: PyTree) -> jax.Array:
     return after.info.get("truncation", jnp.zeros_like(after.done))
 
 
-def _sound(after: PyTree, action: jax.Array) -> jax.Array:
+def _is_finite(after: PyTree, action: jax.Array) -> jax.Array:
     """Whether a step ended in a finite state, by the environment's own word and by what can be seen of it."""
     finite = jnp.all(jnp.isfinite(action)) & jnp.all(jnp.isfinite(after.obs)) & jnp.isfinite(after.reward)
     return finite & (after.metrics.get("nonfinite", jnp.zeros_like(after.done)) == 0)
 
 
-def _masked(sound: jax.Array, record: Any) -> Any:
-    """Zeros in place of a step that is not sound: 0 * nan would still reach a gradient."""
-    return jax.tree.map(lambda leaf: jnp.where(sound, leaf, jnp.zeros_like(leaf)), record)
+def _masked(finite: jax.Array, record: Any) -> Any:
+    """Zeros in place of a step that is not finite: 0 * nan would still reach a gradient."""
+    return jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), record)

@@ -156,8 +156,8 @@ class Locomotion(Env):
             control = jnp.where(jnp.asarray(self._hinges)[body], control, 0.0)
         row = body if task.variant is None else body + len(self.bodies) * (1 + task.variant)
         after = self._physics.step(jnp.where(over, PARKED, row), before, control)
-        sound = jnp.all(jnp.abs(jnp.concatenate([after.q, after.qd])) < _HUGE) & jnp.all(jnp.isfinite(after.warmstart))
-        keep = over | ~sound
+        finite = jnp.all(jnp.abs(jnp.concatenate([after.q, after.qd])) < _HUGE) & jnp.all(jnp.isfinite(after.warmstart))
+        keep = over | ~finite
         after = jax.tree.map(lambda new, old: jnp.where(keep, old, new), after, before)
         speed = (after.q[0] - before.q[0]) / terms.dt
         progress = task.direction * speed if task.target is None else -jnp.abs(task.direction * speed - task.target)
@@ -167,7 +167,7 @@ class Locomotion(Env):
             obs=_observe(terms, after.q, after.qd),
             reward=jnp.where(keep, 0.0, reward),
             done=jnp.where(keep | ~self._healthy(terms, after.q, after.qd), 1.0, 0.0),
-            metrics={"nonfinite": jnp.where(over, 0.0, jnp.where(sound, 0.0, 1.0))},
+            metrics={"nonfinite": jnp.where(over, 0.0, jnp.where(finite, 0.0, 1.0))},
         )
 
     def _healthy(self, terms: Terms, q: jax.Array, qd: jax.Array) -> jax.Array:

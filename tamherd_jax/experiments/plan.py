@@ -171,7 +171,7 @@ def _budget(
     modes: int,
     members: Mapping[int, MetaLearner],
 ) -> Budget:
-    prefill = single.preparation_steps if isinstance(single, ReplayLearner) else 0
+    prefill = single.prefill_steps if isinstance(single, ReplayLearner) else 0
     return Budget(
         single_epoch=single.steps_per_epoch,
         herd_epoch=max(count * learner.steps_per_epoch for count, learner in members.items()),

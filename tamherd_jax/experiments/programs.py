@@ -129,14 +129,14 @@ def without_replay(learner: MetaLearner, state: PyTree) -> PyTree:
 
 def copy_replay(learner: ReplayLearner, state: PyTree, probe: PyTree, weights: jax.Array) -> PyTree:
     """Return a fresh state with the probe's replay of the tasks that a learner trains on."""
-    return learner.inherit(state, probe, weights)
+    return learner.copy_replay(state, probe, weights)
 
 
 def prefill_replay(
     learner: ReplayLearner, key: jax.Array, state: PyTree, tasks: PyTree, weights: jax.Array, settings: Settings
 ) -> tuple[PyTree, PyTree]:
     """Collect what a learner's first epoch needs."""
-    return tuned(learner, settings).prepare(jax.random.fold_in(key, PREFILL_EPOCH), state, tasks, weights)
+    return tuned(learner, settings).prefill(jax.random.fold_in(key, PREFILL_EPOCH), state, tasks, weights)
 
 
 def train_epochs(

@@ -39,7 +39,7 @@ class PEARLState:
 class PEARL:
     """Probabilistic embeddings for actor-critic meta-RL (Rakelly et al. 2019; oyster).
 
-    Beyond the `MetaLearner` protocol it has `prepare`, to be called once before the first epoch, `inherit` and `snapshot`.
+    Beyond the `MetaLearner` protocol it has `prefill`, to be called once before the first epoch, `copy_replay` and `snapshot`.
 
     Its `Episodes` have the latent appended to observations, `[..., O + Z]`, and hold the actions before the squashing, so
     that `distribution` at an episode's observations is what its actions were drawn from; `observed` undoes both.
@@ -68,7 +68,7 @@ class PEARL:
         return self.config.gradient_steps
 
     @property
-    def preparation_steps(self) -> int:
+    def prefill_steps(self) -> int:
         """`initial_steps` of each task."""
         return self.config.initial_steps
 
@@ -112,7 +112,7 @@ class PEARL:
         """The state without its replay buffers, of which `probe`, `infer` and `adapt` have no need."""
         return dataclasses.replace(state, full=None, encoder=None)
 
-    def prepare(self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
+    def prefill(self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
         """`initial_steps` transitions of every task with a positive weight, acting on the prior, into both buffers.
 
         A function of its own because under `vmap` a condition inside `train_epoch` would collect them anew every epoch.
@@ -130,8 +130,8 @@ class PEARL:
         nonfinite = jnp.sum(jnp.where(wanted[:, None], steps.nonfinite, 0.0))
         return state, EpochMetrics(before, jnp.full_like(before, jnp.nan), jnp.sum(steps.valid), nonfinite, {})
 
-    def inherit(self, state: PEARLState, other: PEARLState, weights: jax.Array) -> PEARLState:
-        """`state` with `other`'s replay of the tasks with a positive weight in `weights` `[N]`, in place of `prepare`.
+    def copy_replay(self, state: PEARLState, other: PEARLState, weights: jax.Array) -> PEARLState:
+        """`state` with `other`'s replay of the tasks with a positive weight in `weights` `[N]`, in place of `prefill`.
 
         The transitions of another policy are as good: soft actor-critic is off-policy, and the contexts in the encoder buffer
         are replaced by the learner's own at its first draw of the task.

@@ -158,8 +158,8 @@ def confusion_table(results: Document) -> TableView:
     """How often test tasks went to the clusters of each body, over epochs and seeds that could be clustered."""
     bodies = results["task_set"]["bodies"]
     counts = {task: dict.fromkeys(bodies, 0) for task in results["task_set"]["tasks"]}
-    sound = [summary for summary in results["clusters"] if not summary["failure"]]
-    for summary in sound:
+    clustered = [summary for summary in results["clusters"] if not summary["failure"]]
+    for summary in clustered:
         owners = cluster_bodies(results, summary)
         for task, assigned in summary["assigned_to"].items():
             for owner, times in zip(owners, assigned, strict=True):
@@ -171,7 +171,7 @@ def confusion_table(results: Document) -> TableView:
             Cell(f"{n / total:.0%}", (f"{n:,}",), "good" if b == body else "bad" * (n > 0)) for b, n in counts[task].items()
         ]
         rows.append(row(task, *cells))
-    caption = f"Test tasks by the cluster they were given to, all epochs of {seeds_text(len(sound))}"
+    caption = f"Test tasks by the cluster they were given to, all epochs of {seeds_text(len(clustered))}"
     return TableView(caption, ("Task", *(f"cluster of mostly {body}" for body in bodies)), tuple(rows))
 
 

@@ -239,16 +239,16 @@ def environment_step(constants: Callable[[], PlanarTree], state: State, control:
     """
     advance = {"euler": euler_step, "rk4": rk4_step}[options.integrator]
     tree = constants()
-    sound = _finite((*state, control))
-    start = _replace(sound, State(*(to_planar(tree, x) for x in state)), 0.0)
-    control = _replace(sound, control, 0.0)
+    finite = _finite((*state, control))
+    start = _replace(finite, State(*(to_planar(tree, x) for x in state)), 0.0)
+    control = _replace(finite, control, 0.0)
 
     def frame(i: jax.Array, now: State) -> State:
         tree = constants()
-        active = sound & (i < tree.frames)
+        active = finite & (i < tree.frames)
         after = advance(tree, now, control, active, options)
         return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, now)
 
     end = lax.fori_loop(0, jnp.max(tree.frames), frame, start)
     end = State(*(to_planar(tree, x) for x in end))
-    return _replace(sound & _finite(end), end, jnp.nan)
+    return _replace(finite & _finite(end), end, jnp.nan)
