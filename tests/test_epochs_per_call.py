@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from toy import toy_config, toy_experiment
 
+from tamherd_jax.experiments.results import read_run, write_results
+from tamherd_jax.experiments.run import has_reached
 from tamherd_jax.experiments.runner import STAGES
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
+from tamherd_jax.experiments.state import RunState
 from tamherd_jax.maml import TRPOConfig
 
 
@@ -75,3 +78,35 @@ def test_a_fault_inside_a_call_is_told_with_its_epoch(monkeypatch):
     assert len(event.notes) == 2  # one learner for each of two seeds
     assert all("frozen at its epoch 2" in note for note in event.notes)
     assert np.isfinite(event.returns["single"]).all()  # tested as it was before
+
+
+def test_training_stops_once_a_return_is_reached_three_times_in_a_row(in_pairs, tmp_path):
+    """The probe trains to its end. A resumed run stops where the other did, and its results are read like any other's."""
+    reached = [float(values.mean()) for values in in_pairs[0].curves["herd"].after]
+    floor = min(reached) - 1.0
+    with jax.enable_x64(True):
+        experiment, snapshot = toy_experiment(config(epochs_per_call=2, stop_at=floor)), None
+        for event in experiment.run():
+            if (event.stage, event.epoch) == ("herd and oracle", 2):
+                snapshot = take_snapshot(experiment.plan, experiment.state)
+        assert experiment.state.done == {"probe": 3, "embeddings": 1, "herd and oracle": 4, "single": 0}
+        resumed = toy_experiment(experiment.config)
+        apply_snapshot(resumed.plan, resumed.state, snapshot)
+        list(resumed.run())
+    jax.tree.map(np.testing.assert_array_equal, stacked(experiment), stacked(resumed))
+    np.testing.assert_array_equal(stacked(experiment)["herd/after"], stacked(in_pairs[0])["herd/after"][:, :4])
+    write_results(experiment.plan, experiment.state, tmp_path)
+    results, curves, _ = read_run(tmp_path)
+    assert results["config"]["stop_at"] == floor
+    assert len(curves["herd/budget"]) == 4
+
+
+def test_a_return_that_is_never_reached_stops_nothing():
+    state = RunState(done={"probe": 3, "embeddings": 1, "herd and oracle": 3, "single": 0})
+    plan = toy_experiment(config(stop_at=10.0)).plan
+    for values in (20.0, 9.0, 20.0, 20.0):
+        state.curves_of("herd").record(after=np.full((2, 4), values))
+    assert not has_reached(plan, state, "herd and oracle")
+    state.curves_of("herd").record(after=np.full((2, 4), 10.0))
+    assert has_reached(plan, state, "herd and oracle")
+    assert not has_reached(plan, state, "single")

@@ -48,6 +48,8 @@ class Run(EmbeddingOptions):
     """Epochs of every herd member and oracle learner; the single learner's follow. By default the preset's."""
     epochs_per_call: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Training epochs that one call of the compiled program runs. By default 1; more spare an accelerator the host's pauses."""
+    stop_at: Annotated[float | None, tyro.conf.arg(metavar="RETURN")] = None
+    """End the herd's training, and then the single learner's, once its mean return reaches this in three tests in a row."""
     controls: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
     """Further arms: all, none, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe,
     double-gradient, with commas between them. By default all in paper-maml, paper-pearl and long-maml, else none."""
@@ -113,6 +115,8 @@ def run(options: Run) -> int:
         seeds = own_seeds(whole.plan.seeds)
         mine = whole
         if jax.process_count() > 1:
+            if config.stop_at is not None:
+                raise ValueError("--stop-at needs one process: several would stop at different epochs")
             mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
         events = mine.run()  # refuses what does not fit into memory, before anything is written
     console = new_console(quiet=jax.process_index() > 0)
@@ -200,6 +204,7 @@ def new_config(options: Run) -> ExperimentConfig:
         reuse_probe=options.reuse_probe or None,
         member_epochs=options.epochs,
         epochs_per_call=options.epochs_per_call,
+        stop_at=options.stop_at,
         physics=options.physics,
         walker_frame_skip=options.walker_frame_skip,
     )
@@ -224,7 +229,7 @@ def read_config(options: Run) -> ExperimentConfig:
     named |= {"preset": options.preset and preset_name(options.preset, config.algorithm)}
     named["controls"] = parse_controls(options.controls, config.algorithm)
     names = ("preset", "seeds", "first_seed", "algorithm", "epochs", "epochs_per_call", "tasks", "physics", "probe_epochs")
-    for name in (*names, "walker_frame_skip", "probe", "reuse_probe", "controls"):
+    for name in (*names, "stop_at", "walker_frame_skip", "probe", "reuse_probe", "controls"):
         asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")

@@ -92,6 +92,8 @@ class ExperimentConfig:
       test_repeats: R, independent repeats of a meta-test: probe, assignment, exploration, adaptation and test episodes.
       epochs_per_call: training epochs that one call of a compiled program runs; the host sees, and checkpoints, their ends.
         XLA may round a loop of epochs otherwise than one alone.
+      stop_at: return after adaptation, mean over seeds and tasks, at which training ends early: that of herd and oracle once
+        the herd has had it in three tests in a row, that of the single learner likewise; None trains all epochs.
       controls: further arms, of `CONTROLS`.
       embedding, clustering: settings of the parts. One more field per algorithm of the registry, named after it, holds the
         settings of that algorithm.
@@ -118,6 +120,7 @@ class ExperimentConfig:
     test_episodes: Count = 10
     test_repeats: Count = 1
     epochs_per_call: Count = 1
+    stop_at: float | None = None
     controls: tuple[str, ...] = ()
     embedding: EmbeddingConfig = EmbeddingConfig()
     clustering: ClusteringConfig = ClusteringConfig()

@@ -15,6 +15,10 @@ from tamherd_jax.experiments.state import RunState
 from tamherd_jax.experiments.testing import meta_test_arm
 from tamherd_jax.experiments.training import new_faults, train_arms, trained_probe
 
+DECIDING = {MEMBERS: "herd", SINGLE: "single"}
+"""By stage that may end early, the arm whose returns decide."""
+TESTS_IN_A_ROW = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -86,7 +90,7 @@ def _embed_and_cluster(plan: Plan, programs: Programs, state: RunState) -> Progr
 def _train_and_test(plan: Plan, programs: Programs, state: RunState, stage: str, before: int) -> Iterator[Progress]:
     """Run the epochs of a stage that are not done yet; its learners had `before` epochs in earlier stages."""
     arms = [arm for arm in plan.arms.values() if stage in arm.stages]
-    while state.done[stage] < plan.epochs(stage):
+    while state.done[stage] < plan.epochs(stage) and not has_reached(plan, state, stage):
         count = min(plan.config.epochs_per_call, plan.epochs(stage) - state.done[stage])
         epochs = before + state.done[stage] + np.arange(1, count + 1)
         snapshots = train_arms(plan, programs, state, plan.training_arms(stage), epochs)
@@ -95,6 +99,14 @@ def _train_and_test(plan: Plan, programs: Programs, state: RunState, stage: str,
                 meta_test_arm(plan, programs, state, arm, snapshots[arm.source], int(epoch), index)
         state.done[stage] += count
         yield _progress(plan, state, stage, count, arms)
+
+
+def has_reached(plan: Plan, state: RunState, stage: str) -> bool:
+    """Return whether the arm that decides over a stage had the return `stop_at` in its last three tests."""
+    if plan.config.stop_at is None or stage not in DECIDING:
+        return False
+    last = state.curves_of(DECIDING[stage]).after[-TESTS_IN_A_ROW:]
+    return len(last) == TESTS_IN_A_ROW and all(values.mean() >= plan.config.stop_at for values in last)
 
 
 def _progress(plan: Plan, state: RunState, stage: str, count: int, arms: list[Arm]) -> Progress:
