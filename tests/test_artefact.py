@@ -252,6 +252,17 @@ def test_evaluate_prints_what_was_done(locomotion_run, capsys, monkeypatch):
         assert words in printed
 
 
+def test_evaluate_measures_other_numbers_of_shots(locomotion_run, capsys):
+    command = ["evaluate", str(locomotion_run), "--task", "walker-backward", "--seed", "2"]
+    cli.main([*command, "--test-tasks", "ml2", "--shots", "0,1,2"])
+    lines = capsys.readouterr().out.splitlines()
+    shots = [line for line in lines if line.startswith("shots")]
+    assert [line.split()[1] for line in shots] == ["0", "1", "2"]
+    (usual,) = [line for line in lines if line.startswith("after")]
+    assert shots[1].partition("return")[2] == usual.partition("return")[2], "the run's herd explores for one episode"
+    assert len({line.partition("return")[2] for line in shots}) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -260,6 +271,9 @@ def test_evaluate_prints_what_was_done(locomotion_run, capsys, monkeypatch):
         (["RUN", "--task", "walker-forward", "--seed", "1"], "holds no trained herd of seed 1, only of 0, 2"),
         (["RUN/herd/seed-2", "--task", "walker-forward", "--seed", "0"], "holds the herd of seed 2, not 0"),
         (["RUN", "--task", "walker-forward", "--episodes", "0"], "episodes must be at least 1, not 0"),
+        (["RUN", "--task", "walker-forward", "--shots", "1,x"], "shots are numbers of episodes from 0 to 1000"),
+        (["RUN", "--task", "walker-0.5", "--test-tasks", "ml2-vel-between"], "of another kind than those the herd was trained"),
+        (["RUN", "--task", "walker-forward", "--test-tasks", "ml5"], "unknown task set 'ml5'"),
         (["RUN"], "--task"),
         (["--task", "walker-forward"], "DIR"),
     ],

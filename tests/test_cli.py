@@ -22,7 +22,7 @@ def tamherd(*arguments, cwd=None):
         (["run", "--seeds", "-3"], "seeds must be at least 1, not -3"),
         (["run", "--seeds", "many"], "--seeds"),
         (["run", "--epochs", "0"], "member_epochs must be at least 1, not 0"),
-        (["run", "--tasks", "ml4"], "unknown task set 'ml4'; choose from ml2, ml2-vel, ml2-params, ml3"),
+        (["run", "--tasks", "ml4"], "unknown task set 'ml4'; choose from ml2, ml2-vel, ml2-vel-between, ml2-params, ml3"),
         (["run", "--tasks", "ml2-params", "--physics", "mjx"], "'mjx' takes no other bodies than cheetah, walker"),
         (["run", "--walker-frame-skip", "0"], "walker_frame_skip must be at least 1, not 0"),
         (["run", "--walker-frame-skip", "8", "--physics", "mjx"], "nor other time steps"),

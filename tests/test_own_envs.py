@@ -400,5 +400,5 @@ def test_each_task_of_ml2_params_has_a_body_of_its_own():
         make_environment(task_set, "mjx")
     with pytest.raises(ValueError, match="hopper, nor other time steps"):
         Locomotion("mjx", walker_frame_skip=8)
-    with pytest.raises(ValueError, match="unknown task set 'ml4'; choose from ml2, ml2-vel, ml2-params, ml3"):
+    with pytest.raises(ValueError, match="unknown task set 'ml4'; choose from ml2, ml2-vel, ml2-vel-between, ml2-params, ml3"):
         get_task_set("ml4")

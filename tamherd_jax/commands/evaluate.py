@@ -10,11 +10,17 @@ import tyro
 from tamherd_jax.commands import check_count, mistakes_of_the_user, new_console
 from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 
+MOST_SHOTS = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(HerdOptions):
     """Assign a trained herd of a run to a task, adapt its member, and print what was done."""
 
+    test_tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The task set that the task is of, where the herd was trained on another, such as ml2-vel-between after ml2-vel."""
+    shots: Annotated[str | None, tyro.conf.arg(metavar="COUNTS")] = None
+    """Measure the member also after other numbers of exploration episodes, such as 0,1,2,5,10."""
     episodes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Test episodes that measure the adapted policy. By default as many as the run's."""
 
@@ -27,18 +33,38 @@ def evaluate(options: Evaluate) -> None:
     """
     with mistakes_of_the_user():
         check_count("episodes", options.episodes)
-        herd = find_herd(options)
+        shots = parse_shots(options.shots)
+        herd = find_herd(options, options.test_tasks)
     if options.episodes is not None:
         herd = dataclasses.replace(herd, episodes=dataclasses.replace(herd.episodes, test=options.episodes))
 
+    from tamherd_jax.envs import get_task_set
     from tamherd_jax.experiments.recording import task_key
 
-    console = new_console(highlight=False)
-    for line in describe(herd, options.task, herd.adapt(task_key(herd, options.task), options.task)):
+    task_set = herd.task_set if options.test_tasks is None else get_task_set(options.test_tasks)
+    key, task = task_key(herd, options.task, task_set), task_set.task(options.task)
+    adapted, console = herd.adapt(key, task), new_console(highlight=False)
+    for line in describe(herd, task_set, options.task, adapted):
         console.print(line, soft_wrap=True)
+    for count in shots:
+        returns = herd.with_shots(count).adapt(key, task, adapted.member).after.returns
+        spread = f"(std {float(returns.std()):.1f})"
+        console.print(f"shots {count:<4}return {float(returns.mean()):.1f} over {returns.size} test episodes {spread}")
 
 
-def describe(herd: Any, task: str, adapted: Any) -> list[str]:
+def parse_shots(text: str | None) -> list[int]:
+    """Return the numbers of exploration episodes that `--shots` names.
+
+    Raises:
+      ValueError: In one line.
+    """
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if any(not part.isdecimal() or int(part) > MOST_SHOTS for part in parts):
+        raise ValueError(f"shots are numbers of episodes from 0 to {MOST_SHOTS} with commas between, not {text!r}")
+    return [int(part) for part in parts]
+
+
+def describe(herd: Any, task_set: Any, task: str, adapted: Any) -> list[str]:
     """What was done, a line each."""
     assignment = adapted.assignment
     shares = zip(herd.task_set.task_names, herd.member_tasks[adapted.member], strict=True)
@@ -46,7 +72,7 @@ def describe(herd: Any, task: str, adapted: Any) -> list[str]:
     distances = ", ".join(f"{distance:.3g}" for distance in assignment.distances)
     before, after = adapted.before.returns, adapted.after.returns
     return [
-        f"task      {task} ({herd.task_set.name} version {herd.task_set.version}), herd of seed {herd.seed}",
+        f"task      {task} ({task_set.name} version {task_set.version}), herd of seed {herd.seed}",
         f"probe     {herd.episodes.probe} episodes, {assignment.steps} steps",
         f"assigned  to member {adapted.member} of {herd.size}, trained on {learnt}",
         f"          squared distances {distances}; margin {assignment.margin:.3g}; confidence {assignment.confidence:.3f}",

@@ -65,7 +65,7 @@ class Run(EmbeddingOptions):
     reuse_probe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Herd members of PEARL start from the probe's replay of their tasks, not from a fresh initial collection."""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The task set: ml2 (default), ml2-vel (target velocities), ml2-params (perturbed bodies) or ml3 (a third body)."""
+    """The task set: ml2 (default), ml2-vel or ml2-vel-between (target velocities), ml2-params (perturbed bodies), ml3."""
     physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """auto (default), planar, mujoco (MuJoCo C) or mjx. auto is planar, in the form that suits the device."""
     walker_frame_skip: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

@@ -68,6 +68,15 @@ class TaskSet:
             raise ValueError(f"{self.name} has no task {task_name!r}; its tasks are {', '.join(self.task_names)}")
         return self.task_names.index(task_name)
 
+    def task(self, task_name: str) -> Any:
+        """Return one task.
+
+        Raises:
+          ValueError: there is none of that name.
+        """
+        index = self.index(task_name)
+        return jax.tree.map(lambda leaf: leaf[index], self.tasks)
+
     def mode_weights(self) -> np.ndarray:
         """`[modes, N]` the oracle's training distributions: uniform over the tasks of each mode."""
         member = np.arange(len(self.mode_names))[:, None] == self.modes[None]
@@ -103,11 +112,20 @@ def ml2_vel() -> TaskSet:
 
     The reward for speed is `-abs(v - target)` (Finn et al. 2017, HalfCheetah goal velocity); bonus and control cost are ML2's.
     """
-    body, target = _product("ML2", VELOCITIES)
+    return _target_velocities("ML2-Vel", VELOCITIES)
+
+
+def ml2_vel_between() -> TaskSet:
+    """Return ML2-Vel-Between version 1: the target velocities halfway between those of ML2-Vel, for tests of what it taught."""
+    return _target_velocities("ML2-Vel-Between", [(low + high) / 2 for low, high in itertools.pairwise(VELOCITIES)])
+
+
+def _target_velocities(name: str, velocities: Iterable[float]) -> TaskSet:
+    """Return ML2's bodies at some target velocities each, m/s."""
+    body, target = _product("ML2", velocities)
     names = [f"{_NAMES[b]}-{v}" for b, v in zip(body, target, strict=True)]
-    return _of_bodies(
-        "ML2-Vel", suite("ML2"), names, Task(body, np.ones(len(body), np.float32), target=target.astype(np.float32))
-    )
+    tasks = Task(body, np.ones(len(body), np.float32), target=target.astype(np.float32))
+    return _of_bodies(name, suite("ML2"), names, tasks)
 
 
 def ml2_params() -> TaskSet:
@@ -139,7 +157,13 @@ def bodies_of(task_set: TaskSet) -> tuple[str, ...]:
     return tuple(_NAMES[body] for body in np.unique(np.asarray(task_set.tasks.body)))
 
 
-TASK_SETS: dict[str, Callable[[], TaskSet]] = {"ml2": ml2, "ml2-vel": ml2_vel, "ml2-params": ml2_params, "ml3": ml3}
+TASK_SETS: dict[str, Callable[[], TaskSet]] = {
+    "ml2": ml2,
+    "ml2-vel": ml2_vel,
+    "ml2-vel-between": ml2_vel_between,
+    "ml2-params": ml2_params,
+    "ml3": ml3,
+}
 """The package's own task sets, by their name in lower case."""
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from tamherd_jax.codec import write_arrays
-from tamherd_jax.envs import Locomotion, Task
+from tamherd_jax.envs import Locomotion, Task, TaskSet
 from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.envs.locomotion import Terms
 from tamherd_jax.experiments.herds import finite_herds, trained_herd
@@ -19,9 +19,9 @@ from tamherd_jax.herd.artefact import AdaptedPolicy, Herd
 from tamherd_jax.types import LatentLearner
 
 
-def task_key(herd: Herd, task: str) -> jax.Array:
+def task_key(herd: Herd, task: str, task_set: TaskSet | None = None) -> jax.Array:
     """The key that `tamherd evaluate` and `tamherd view` adapt to a task with: both see the same episodes."""
-    return jax.random.fold_in(jax.random.key(herd.seed), herd.task_set.index(task))
+    return jax.random.fold_in(jax.random.key(herd.seed), (task_set or herd.task_set).index(task))
 
 
 def record(herd: Herd, tasks: Sequence[str]) -> dict[str, np.ndarray]:

@@ -158,6 +158,10 @@ class Herd:
         policy, before, after = self._adapt_program(adapt_key, self.members, assignment.member, task)
         return AdaptedPolicy(assignment, before, after, policy, self.learner)
 
+    def with_shots(self, count: int) -> Herd:
+        """Return the same herd whose members adapt to another number of exploration episodes; 0 leaves them as they are."""
+        return dataclasses.replace(self, episodes=dataclasses.replace(self.episodes, explore=count))
+
     def save(self, directory: str | Path) -> None:
         """Write `herd.json` and `arrays.npz` into a directory, made if need be; each file at once.
 
@@ -215,8 +219,7 @@ class Herd:
     def _task(self, task: PyTree) -> PyTree:
         if not isinstance(task, str):
             return task
-        index = self.task_set.index(task)
-        return jax.tree.map(lambda leaf: leaf[index], self.task_set.tasks)
+        return self.task_set.task(task)
 
     @property
     def _membership(self) -> np.ndarray:
@@ -242,7 +245,11 @@ class Herd:
         def adapt(key: jax.Array, members: PyTree, member: jax.Array, task: PyTree) -> tuple[PyTree, Episodes, Episodes]:
             explore_key, test_key = jax.random.split(key)
             state = jax.tree.map(lambda leaf: leaf[member], members)
-            policy, before = learner.adapt(explore_key, state, task, counts.explore)
+            if counts.explore:
+                policy, before = learner.adapt(explore_key, state, task, counts.explore)
+            else:
+                policy, before = learner.probe(explore_key, state, task, 1)
+                before = jax.tree.map(lambda leaf: leaf[:0], before)
             return policy, before, collect_policy_episodes(learner, policy, task, test_key, counts.test)
 
         return jax.jit(adapt)

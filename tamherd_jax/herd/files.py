@@ -60,7 +60,7 @@ class EpisodeCounts:
 
     embedding: Count
     probe: Count
-    explore: Count
+    explore: Annotated[int, within(0, LARGEST)]
     test: Count
 
     def __post_init__(self) -> None:
