@@ -221,7 +221,7 @@ def test_the_command_ranks_and_goes_on(toy_sweep, capsys, tmp_path):
         (("--set", "maml.inner_step=0.1,0.2"), "there is no setting 'maml.inner_step'"),
         (("--set", "maml.inner_step_size=0.1,-1"), "inner_step_size must not be negative"),
         ((*STEPS, "--random", 0), "random must be at least 1"),
-        ((*STEPS, "--seeds", 10**6), "take"),
+        ((*STEPS, "--set", "maml.hidden_sizes=4096,4096", "--seeds", 10**6), "GB, of which"),
         ((*STEPS, "--resume"), "is for new sweeps"),
         (("--resume",), "holds no sweep"),
     ],
