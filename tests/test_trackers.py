@@ -101,12 +101,23 @@ def test_wandb_and_trackio_get_the_same_numbers(experiment, tmp_path, fake):
         log_event(logs, event(experiment, "single", 1, np.ones((2, 4))), experiment.plan, experiment.state)
     for run in fake.values():
         assert run.settings["config"] == {"seeds": 2}
-        assert run.settings["name"] == "run-7"
+        assert run.settings["name"].startswith("run-7")
         assert run.finished == 1
         (scalars,) = run.logged
         assert scalars["environment_steps"] == experiment.plan.budget.single.after(1, 4)[0]
         assert scalars["single/a"] == 1.0
     assert ("*", "environment_steps") in fake["wandb"].metrics
+
+
+@pytest.mark.parametrize(("name", "identity"), [("wandb", "id"), ("trackio", "name")])
+def test_a_resumed_run_goes_on_in_the_same_run_of_a_tracker(name, identity, tmp_path, fake):
+    def settings_of_run(directory):
+        with Trackers([name], tmp_path / directory, {}, pytest.fail):
+            return fake[name].settings
+
+    first, resumed, other = (settings_of_run(directory) for directory in ("a/quick-1", "a/quick-1", "b/quick-1"))
+    assert first[identity] == resumed[identity] != other[identity]
+    assert resumed["resume"] == "allow"
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path, fake):

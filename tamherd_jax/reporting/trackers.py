@@ -10,6 +10,7 @@ import queue
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,12 +90,31 @@ class TensorBoard:
         self._writer.flush()
 
 
+def tracked_run(directory: Path) -> str:
+    """Return the identifier under which trackers know the run in a directory, the same after `--resume`.
+
+    It is random, as names of directories repeat, and kept in `DIR/tracked_run.txt`.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    path = directory / "tracked_run.txt"
+    with contextlib.suppress(FileNotFoundError):
+        if name := path.read_text().strip():
+            return name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = uuid.uuid4().hex[:8]
+    path.write_text(f"{name}\n")
+    return name
+
+
 class WandB:
-    """A run of Weights & Biases; `WANDB_MODE=offline` keeps it on disk."""
+    """A run of Weights & Biases, the same one after `--resume`; `WANDB_MODE=offline` keeps it on disk."""
 
     def __init__(self, directory: Path, config: dict[str, Any]):
         wandb = importlib.import_module(PACKAGES["wandb"])
-        self._run = wandb.init(project=PROJECT, name=directory.name, dir=str(directory), config=config)
+        own = {"id": tracked_run(directory), "resume": "allow"}
+        self._run = wandb.init(project=PROJECT, name=directory.name, dir=str(directory), config=config, **own)
         # Arms are trained one after another, so their steps do not ascend as W&B's own step must.
         self._run.define_metric("environment_steps")
         self._run.define_metric("*", step_metric="environment_steps")
@@ -109,11 +129,12 @@ class WandB:
 
 
 class Trackio:
-    """A run of Trackio, kept on this machine."""
+    """A run of Trackio, kept on this machine; the same one after `--resume`. Trackio knows runs by their names alone."""
 
     def __init__(self, directory: Path, config: dict[str, Any]):
         self._trackio = importlib.import_module(PACKAGES["trackio"])
-        self._trackio.init(project=PROJECT, name=directory.name, config=config)
+        name = f"{directory.name}-{tracked_run(directory)}"
+        self._trackio.init(project=PROJECT, name=name, config=config, resume="allow")
 
     def log(self, scalars: dict[str, float], step: int) -> None:
         """Store scalars."""
