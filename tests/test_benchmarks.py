@@ -493,3 +493,16 @@ def test_the_study_of_iterations_compares_the_same_seeds_over_the_last_epochs():
     assert three.startswith("all, 3 iterations: ")
     assert three.endswith("against 10: -2.0 [-2.0, -2.0]")
     assert ten.endswith("against 10: +0.0 [+0.0, +0.0]")
+
+
+def test_the_page_on_learning_has_the_study_of_iterations_as_it_was_recorded():
+    """Of every kind: its return and, but for the largest number of iterations, the difference to that."""
+    results, page = ROOT / "benchmarks" / "results" / "cg_iterations.csv", (ROOT / "docs" / "learning.md").read_text()
+    lines = list(cg_iterations.report(cg_iterations.read(results)))
+    assert len(lines) == 6
+    for line in lines:
+        kind, returns = line.split(" iterations: ")
+        whole, _, difference = returns.partition(", against 10: ")
+        tasks, iterations = kind.split(", ")
+        last = "" if iterations == "10" else f" {difference}"
+        assert f"| {tasks} | {iterations} | {whole} |{last} |" in page.replace("|  |", "| |")
