@@ -37,7 +37,7 @@ class Embed(EmbeddingOptions):
     """Meta-learner of fresh probes. By default the preset's."""
     probe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """How fresh probes learn: meta (the default) or, with MAML, multitask, without the inner step, or discriminative, multitask
-    and paid for telling tasks apart."""
+    and rewarded for telling tasks apart."""
     probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Epochs of fresh probes; 0 leaves them untrained. By default the preset's."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None

@@ -278,7 +278,7 @@ def train(
     console: Console,
     resume_advice: str | None = None,
 ) -> int:
-    """Train from where the newest checkpoint left, writing further ones; 0, or the exit status of who was asked to stop.
+    """Train from where the newest checkpoint left, writing further ones; 0, or the exit status of a run that a signal stopped.
 
     `events` are those of the experiment's `run()`, none of which was asked for yet. `resume_advice` says how to go on after an
     interruption; by default with `tamherd run`.

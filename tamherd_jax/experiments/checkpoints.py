@@ -148,7 +148,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         found = None
-        with _unheard():
+        with _without_complaints():
             with contextlib.suppress(Exception), _quiet():
                 found = self._manager.restore(step, args=ocp.args.Composite(**items))
             if found is None:
@@ -168,7 +168,7 @@ class Checkpoints:
     @contextlib.contextmanager
     def _failures(self, step: int) -> Iterator[None]:
         reason = None
-        with _unheard():
+        with _without_complaints():
             try:
                 with _quiet():
                     yield
@@ -185,7 +185,7 @@ class Checkpoints:
             self._failing = True
 
     def _reopen(self) -> None:
-        """A manager whose write failed believes in its checkpoint; a new one reads the directory, cleared of the remains."""
+        """Replace a manager whose write failed, and which counts that checkpoint as written; remove what the write left."""
         with contextlib.suppress(Exception), _quiet():
             self._manager.close()
         for remains in self.directory.glob("*.orbax-checkpoint-tmp"):
@@ -279,8 +279,8 @@ def _check_manifest(plan: Plan, document: CheckpointDocument, where: Path) -> No
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """A failed read or write leaves tasks of a closed event loop, which complain when collected: let them do it unheard."""
+def _without_complaints() -> Iterator[None]:
+    """Suppress the messages of tasks of a closed event loop, which a failed read or write leaves and the collector finds."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
@@ -290,7 +290,7 @@ def _unheard() -> Iterator[None]:
 
 
 def _ignore_closed_loops() -> None:
-    """Leave complaints of closed event loops unheard: TensorStore's threads call a failed read back at any later time."""
+    """Suppress the messages of closed event loops for good: TensorStore's threads call a failed read back at any time."""
     hook = sys.unraisablehook
     if getattr(hook, "ignores_closed_loops", False):
         return
@@ -305,7 +305,7 @@ def _ignore_closed_loops() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax tells its story through logs; what matters of it comes as exceptions."""
+    """Suppress the logs of Orbax; what matters of them comes as exceptions."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

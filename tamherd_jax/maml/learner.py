@@ -180,7 +180,7 @@ class MAML:
       env: a `TaskEnv`.
       meta_batch_size: M, tasks an epoch.
       config: settings.
-      train_reward: what training pays in place of the environment's rewards, `(episodes, task, N) -> [M, R, T]` of episodes
+      train_reward: the rewards of training in place of the environment's, `(episodes, task, N) -> [M, R, T]` of episodes
         `[M, R, T, ...]` in the tasks `[M]`; `herd.information` has one. Reported returns stay the environment's.
     """
 
@@ -260,10 +260,10 @@ class MAML:
             episodes = jax.vmap(lambda k, p, task: self._collect(k, p, task, self.config.episodes_per_task))(
                 keys, policies, drawn
             )
-            paid = episodes
+            rewarded = episodes
             if self._train_reward is not None:
-                paid = dataclasses.replace(episodes, rewards=self._train_reward(episodes, index, weights.size))
-            batch = map_tasks(lambda p, e: self._batch(p, state.value_params, e), policies, paid)
+                rewarded = dataclasses.replace(episodes, rewards=self._train_reward(episodes, index, weights.size))
+            batch = map_tasks(lambda p, e: self._batch(p, state.value_params, e), policies, rewarded)
             adapt_all = functools.partial(map_tasks, functools.partial(self._adapt, state.params), batch)
             adapted = jax.lax.cond(adapts, adapt_all, lambda: policies)
             return adapted, (batch, Outcome(episodes.returns, episodes.steps, episodes.nonfinite))

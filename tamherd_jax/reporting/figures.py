@@ -194,7 +194,7 @@ def svg(draw: Draw, name: str, title: str, size: tuple[float, float] = (4.6, 3.4
     Args:
       draw: the panel.
       name: unique in the page; prefixes the ids that the drawing refers to.
-      title: what the figure shows, for who cannot see it.
+      title: what the figure shows, for readers who cannot see it.
       size: inches.
     """
     stream = io.StringIO()
