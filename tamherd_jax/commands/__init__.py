@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+MOST_SHOTS = 1000
+
 
 class UserError(Exception):
     """A mistake of the user's: printed as one line, exit status 2."""
@@ -59,3 +61,15 @@ def check_count(option: str, value: int | None, most: int = 10**6) -> None:
         raise ValueError(f"{option.replace('_', ' ')} must be at least 1, not {value}")
     if value is not None and value > most:
         raise ValueError(f"{option.replace('_', ' ')} must be at most {most}, not {value}")
+
+
+def parse_shots(text: str) -> tuple[int, ...]:
+    """Return the numbers of exploration episodes that `--shots` names.
+
+    Raises:
+      ValueError: In one line.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if any(not part.isdecimal() or int(part) > MOST_SHOTS for part in parts):
+        raise ValueError(f"shots are numbers of episodes from 0 to {MOST_SHOTS} with commas between, not {text!r}")
+    return tuple(int(part) for part in parts)

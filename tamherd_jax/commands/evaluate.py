@@ -7,10 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from tamherd_jax.commands import check_count, mistakes_of_the_user, new_console
+from tamherd_jax.commands import check_count, mistakes_of_the_user, new_console, parse_shots
 from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
-
-MOST_SHOTS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +31,7 @@ def evaluate(options: Evaluate) -> None:
     """
     with mistakes_of_the_user():
         check_count("episodes", options.episodes)
-        shots = parse_shots(options.shots)
+        shots = parse_shots(options.shots or "")
         herd = find_herd(options, options.test_tasks)
     if options.episodes is not None:
         herd = dataclasses.replace(herd, episodes=dataclasses.replace(herd.episodes, test=options.episodes))
@@ -50,18 +48,6 @@ def evaluate(options: Evaluate) -> None:
         returns = herd.with_shots(count).adapt(key, task, adapted.member).after.returns
         spread = f"(std {float(returns.std()):.1f})"
         console.print(f"shots {count:<4}return {float(returns.mean()):.1f} over {returns.size} test episodes {spread}")
-
-
-def parse_shots(text: str | None) -> list[int]:
-    """Return the numbers of exploration episodes that `--shots` names.
-
-    Raises:
-      ValueError: In one line.
-    """
-    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
-    if any(not part.isdecimal() or int(part) > MOST_SHOTS for part in parts):
-        raise ValueError(f"shots are numbers of episodes from 0 to {MOST_SHOTS} with commas between, not {text!r}")
-    return [int(part) for part in parts]
 
 
 def describe(herd: Any, task_set: Any, task: str, adapted: Any) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 import tamherd_jax
-from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
+from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, parse_shots, writing_to
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
 from tamherd_jax.commands.report import show_report
@@ -50,6 +50,10 @@ class Run(EmbeddingOptions):
     """Training epochs that one call of the compiled program runs. By default 1; more spare an accelerator the host's pauses."""
     stop_at: Annotated[float | None, tyro.conf.arg(metavar="RETURN")] = None
     """End the herd's training, and then the single learner's, once its mean return reaches this in three tests in a row."""
+    shots: Annotated[str | None, tyro.conf.arg(metavar="COUNTS")] = None
+    """Test the trained learners also after other numbers of exploration episodes, such as 0,1,2,5,10."""
+    test_tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Task set of these last tests, such as ml2-vel-between after training on ml2-vel. By default that of training."""
     controls: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
     """Further arms: all, none, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe,
     double-gradient, with commas between them. By default all in paper-maml, paper-pearl and long-maml, else none."""
@@ -105,6 +109,7 @@ def run(options: Run) -> int:
 
     import jax
 
+    from tamherd_jax.experiments.final_tests import final_plan
     from tamherd_jax.experiments.lifecycle import barrier, locked, own_seeds
     from tamherd_jax.experiments.results import is_finished
     from tamherd_jax.experiments.runner import Experiment
@@ -117,7 +122,10 @@ def run(options: Run) -> int:
         if jax.process_count() > 1:
             if config.stop_at is not None:
                 raise ValueError("--stop-at needs one process: several would stop at different epochs")
+            if config.shots:
+                raise ValueError("--shots needs one process: each of several has the learners of its own seeds only")
             mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
+        final_plan(mine.plan)  # refuses tasks of another kind
         events = mine.run()  # refuses what does not fit into memory, before anything is written
     console = new_console(quiet=jax.process_index() > 0)
     start = time.perf_counter()
@@ -205,6 +213,8 @@ def new_config(options: Run) -> ExperimentConfig:
         member_epochs=options.epochs,
         epochs_per_call=options.epochs_per_call,
         stop_at=options.stop_at,
+        shots=parse_shots(options.shots) if options.shots is not None else None,
+        test_tasks=options.test_tasks,
         physics=options.physics,
         walker_frame_skip=options.walker_frame_skip,
     )
@@ -227,9 +237,10 @@ def read_config(options: Run) -> ExperimentConfig:
     fields = {"epochs": "member_epochs"}
     named: dict[str, Any] = {"reuse_probe": options.reuse_probe or None}
     named |= {"preset": options.preset and preset_name(options.preset, config.algorithm)}
+    named["shots"] = parse_shots(options.shots) if options.shots is not None else None
     named["controls"] = parse_controls(options.controls, config.algorithm)
     names = ("preset", "seeds", "first_seed", "algorithm", "epochs", "epochs_per_call", "tasks", "physics", "probe_epochs")
-    for name in (*names, "stop_at", "walker_frame_skip", "probe", "reuse_probe", "controls"):
+    for name in (*names, "stop_at", "shots", "test_tasks", "walker_frame_skip", "probe", "reuse_probe", "controls"):
         asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
         if asked not in (None, started):
             option = name.replace("_", "-")
@@ -347,6 +358,7 @@ def gather_and_write(mine: Experiment, whole: Experiment, directory: Path) -> No
     """Join the processes' results; process 0 writes the result files."""
     import jax
 
+    from tamherd_jax.experiments.final_tests import run_final_tests
     from tamherd_jax.experiments.herds import write_herds
     from tamherd_jax.experiments.lifecycle import gather
     from tamherd_jax.experiments.recording import write_episodes
@@ -358,7 +370,8 @@ def gather_and_write(mine: Experiment, whole: Experiment, directory: Path) -> No
             gather(mine, whole)
         if jax.process_index() == 0:
             write_episodes(mine.plan, mine.state, directory)  # of its own first seed
-            write_results(whole.plan, whole.state, directory)  # the last: where it is, the run is finished
+            final = run_final_tests(mine.plan, mine.state, mine.programs.devices)
+            write_results(whole.plan, whole.state, directory, final)  # the last: where it is, the run is finished
 
 
 def new_run_directory(out: Path | None, preset: str) -> Path:

@@ -35,26 +35,11 @@ def find_herd(options: HerdOptions, test_tasks: str | None = None) -> Any:
     herd = Herd.load(directory)
     if seed not in (None, herd.seed):
         raise ValueError(f"{directory} holds the herd of seed {herd.seed}, not {seed}")
+    from tamherd_jax.experiments.final_tests import same_kind
+
     task_set = herd.task_set if test_tasks is None else same_kind(herd.task_set, test_tasks)
     task_set.index(options.task)
     return herd
-
-
-def same_kind(trained: Any, name: str) -> Any:
-    """Return a task set whose tasks a learner of another one can meet.
-
-    Raises:
-      ValueError: There is none of that name, or its tasks are of another kind.
-    """
-    import jax
-
-    from tamherd_jax.envs import get_task_set
-
-    task_set = get_task_set(name)
-    before, after = (jax.tree.map(lambda leaf: leaf.shape[1:], one.tasks) for one in (trained, task_set))
-    if before != after or not set(task_set.mode_names) <= set(trained.mode_names):
-        raise ValueError(f"the tasks of {name} are of another kind than those the herd was trained on, {trained.name}")
-    return task_set
 
 
 def _of_seed(directory: Path, seed: int | None) -> Path:

@@ -27,6 +27,8 @@ FORMATS = {0: False, FORMAT: True}
 MOST = 10**6
 """More of anything than any experiment has; an array of so many is still small."""
 Count = Annotated[int, at_least(1), Limit(f"be at most {MOST}", lambda value: value <= MOST)]
+MAX_SHOTS = 1000
+"""Most exploration episodes of a test."""
 MAX_SEED = 2**32 - 1
 """JAX makes random keys of 32 bits: the seed after this one would have the keys of seed 0."""
 CONTROLS = {
@@ -94,6 +96,8 @@ class ExperimentConfig:
         XLA may round a loop of epochs otherwise than one alone.
       stop_at: return after adaptation, mean over seeds and tasks, at which training ends early: that of herd and oracle once
         the herd has had it in three tests in a row, that of the single learner likewise; None trains all epochs.
+      shots: numbers of exploration episodes that the trained learners are tested with at the end, besides the usual one.
+      test_tasks: name of the task set of these last tests, by default that of training.
       controls: further arms, of `CONTROLS`.
       embedding, clustering: settings of the parts. One more field per algorithm of the registry, named after it, holds the
         settings of that algorithm.
@@ -121,6 +125,8 @@ class ExperimentConfig:
     test_repeats: Count = 1
     epochs_per_call: Count = 1
     stop_at: float | None = None
+    shots: tuple[NonNegativeInt, ...] = ()
+    test_tasks: str | None = None
     controls: tuple[str, ...] = ()
     embedding: EmbeddingConfig = EmbeddingConfig()
     clustering: ClusteringConfig = ClusteringConfig()
@@ -135,6 +141,12 @@ class ExperimentConfig:
         entry = get_algorithm(self.algorithm)
         if self.tasks not in TASK_SETS:
             raise ValueError(f"unknown task set {self.tasks!r}; choose from {', '.join(TASK_SETS)}")
+        if self.test_tasks is not None and self.test_tasks not in TASK_SETS:
+            raise ValueError(f"unknown task set {self.test_tasks!r}; choose from {', '.join(TASK_SETS)}")
+        if self.test_tasks is not None and not self.shots:
+            raise ValueError("test_tasks need shots, the numbers of exploration episodes to test with")
+        if len(set(self.shots)) < len(self.shots) or max(self.shots, default=0) > MAX_SHOTS:
+            raise ValueError(f"shots must be different numbers up to {MAX_SHOTS}, not {list(self.shots)}")
         if self.first_seed + self.seeds > MAX_SEED + 1:
             raise ValueError(f"first_seed must leave {self.seeds} seeds up to {MAX_SEED}, not be {self.first_seed}")
         if self.single_epochs < self.probe_epochs:

@@ -16,6 +16,10 @@ PREFILL_EPOCH = np.uint32(2**32 - 1)
 """Stands in place of an epoch for what is collected before the first one."""
 
 
+FINAL_EPOCH = np.uint32(2**32 - 2)
+"""Stands in place of an epoch for the tests after the last one."""
+
+
 def role_keys(seeds: np.ndarray, role: str, index: int = 0) -> jax.Array:
     """Return one key per seed `[S]` for a role; a seed's keys do not depend on which other seeds run."""
     base = jnp.stack([jax.random.key(int(seed)) for seed in seeds])

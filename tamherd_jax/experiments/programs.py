@@ -64,13 +64,16 @@ class Programs:
     test: Mapping[int, Program]
 
 
-def make_programs(plan: Plan, devices: Sequence[jax.Device] | None = None, per_call: int | None = None) -> Programs:
+def make_programs(
+    plan: Plan, devices: Sequence[jax.Device] | None = None, per_call: int | None = None, shots: Sequence[int] = ()
+) -> Programs:
     """Return the programs of a plan, none of them compiled yet.
 
     Args:
       plan: The plan.
       devices: Of this process; by default its first.
       per_call: Learners a device and call; see `map_learners`.
+      shots: Numbers of exploration episodes to test with besides those of the arms.
     """
 
     def mapped(fn: Callable[..., Any], *first: Any, axes: tuple[int | None, ...], donate: tuple[int, ...] = ()) -> Program:
@@ -81,7 +84,7 @@ def make_programs(plan: Plan, devices: Sequence[jax.Device] | None = None, per_c
         return map_learners(rest, in_axes=axes, per_call=per_call, devices=devices, donate=donate)
 
     learners = {*plan.members.values(), *(arm.learner for arm in plan.arms.values() if arm.trains)}
-    explored = {arm.explore for arm in plan.arms.values()}
+    explored = {*shots, *(arm.explore for arm in plan.arms.values())}
     training = (0, None, 0, None, 0, 0, 0)
     return Programs(
         devices=tuple(jax.local_devices()[:1] if devices is None else devices),

@@ -23,6 +23,7 @@ from tamherd_jax.codec import (
     write_json,
 )
 from tamherd_jax.experiments.arms import EMBEDDINGS, PROBE, Arm
+from tamherd_jax.experiments.final_tests import FinalTests
 from tamherd_jax.experiments.ledger import taken_steps
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import float_arrays
@@ -55,7 +56,7 @@ class Exclusion:
     why: str
 
 
-def write_results(plan: Plan, state: RunState, directory: Path) -> None:
+def write_results(plan: Plan, state: RunState, directory: Path, final: FinalTests | None = None) -> None:
     """Write the result files, each at once, `results.json` last: where it is, the run is finished.
 
     It names the arrays that belong to it with their checksums, so that files of two runs are never read as one.
@@ -70,6 +71,8 @@ def write_results(plan: Plan, state: RunState, directory: Path) -> None:
     if (directory / EPISODES).exists():
         covered[EPISODES] = arrays_checksum(read_arrays(directory / EPISODES))
     document = results_document(plan, state, curves)
+    if final is not None:
+        document["final_tests"] = final_document(final)
     write_json(directory / RESULTS, sealed({**document, "arrays": covered}))
 
 
@@ -115,6 +118,16 @@ def embedding_arrays(plan: Plan, state: RunState) -> dict[str, np.ndarray]:
         "task": np.asarray(plan.embedded_task),
         "guard": np.asarray(found.embedded.features.guard),
     }
+
+
+def final_document(final: FinalTests) -> Document:
+    """Return the tests after the last epoch as results.json has them: by arm, returns `[S][N][k]`, null where not finite."""
+
+    def plain(values: np.ndarray) -> Any:
+        return [plain(one) for one in values] if values.ndim else _finite(float(values))
+
+    document = {field.name: getattr(final, field.name) for field in dataclasses.fields(final)}
+    return document | {"returns": {arm: plain(values) for arm, values in final.returns.items()}}
 
 
 def results_document(plan: Plan, state: RunState, curves: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -182,6 +182,8 @@ def make_sweep(base: ExperimentConfig, axes: Mapping[str, Axis], samples: int | 
             raise ValueError(f"{name} changes nothing: the algorithm is {base.algorithm}")
     if not axes:
         raise ValueError("a sweep needs --set NAME=VALUES with several values, at least once")
+    if base.shots:
+        raise ValueError("--shots and --test-tasks are for runs: give them to the command that the sweep's report names")
     count = samples or int(np.prod([len(axis.values) for axis in axes.values()]))
     if count > MAX_SETTINGS:
         raise ValueError(f"a sweep has at most {MAX_SETTINGS} settings, not {count}")

@@ -145,14 +145,18 @@ def meta_test(
       states: of the K learners to choose from, leaves `[K, ...]`.
       member: `[B]` the learner that each task is given to.
       tasks: leaves `[B, ...]`.
-      explore: static number of exploration episodes the learner adapts to.
+      explore: static number of exploration episodes the learner adapts to; with 0 it stays as it is, and `before` is the
+        return of one more episode.
       test: static number of test episodes.
     """
 
     def one(key: jax.Array, member: jax.Array, task: PyTree) -> TestResult:
         explore_key, test_key = jax.random.split(key)
         state = jax.tree.map(lambda leaf: leaf[member], states)
-        policy, experience = learner.adapt(explore_key, state, task, explore)
+        if explore:
+            policy, experience = learner.adapt(explore_key, state, task, explore)
+        else:
+            policy, experience = learner.probe(explore_key, state, task, 1)
         episodes = collect_policy_episodes(learner, policy, task, test_key, test)
         return TestResult(
             before=jnp.mean(experience.returns),

@@ -20,6 +20,8 @@ def print_tables(run: RunFiles, analysis: statistics.Analysis, console: Console)
     console.print(tables.returns_table(results, "last5", analysis.summaries))
     if analysis.comparisons:
         console.print(tables.comparison_table(analysis.comparisons))
+    if (shots := tables.shots_table(results)) is not None:
+        console.print(shots)
     console.print(tables.clusters_table(results))
     console.print(tables.ledger_table(results))
 

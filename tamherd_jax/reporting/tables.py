@@ -6,8 +6,8 @@ import numpy as np
 from rich.table import Table
 
 from tamherd_jax.reporting import paper
-from tamherd_jax.reporting.run_files import algorithm_of, arm_title, arms, left_out
-from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, summarize
+from tamherd_jax.reporting.run_files import algorithm_of, arm_title, arms, included, left_out
+from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, mean, summarize
 from tamherd_jax.types import Document
 
 PAPER_TASK_SET = "ML2"
@@ -100,6 +100,22 @@ def _returns_cell(results: Document, summary: ArmSummary, statistic: str) -> str
     theirs = paper_value(results, summary.arm, summary.body) if statistic == "best" else None
     lines = [number(ours.value), interval(ours), "" if theirs is None else f"paper {theirs:.1f}"]
     return "\n".join(line for line in lines if line)
+
+
+def shots_table(results: Document) -> Table | None:
+    """Return after each number of exploration episodes by arm, mean over bodies, where a run measured it."""
+    final = results.get("final_tests")
+    if final is None:
+        return None
+    table = Table(title=f"Return after exploration episodes, tasks of {final['task_set']}, mean over bodies")
+    _fill(table, "Arm", [str(count) for count in final["shots"]])
+    bodies = np.array(final["bodies"])
+    for arm, returns in final["returns"].items():
+        values = np.array(returns, float)[included(results, arm)]  # [S, N, k]
+        means = [values[:, bodies == body].mean(1) for body in dict.fromkeys(final["bodies"])]
+        cells = [estimate([one[:, index] for one in means], mean) for index in range(values.shape[2])]
+        table.add_row(arm_title(results, arm), *(f"{number(cell.value)}\n{interval(cell)}".strip() for cell in cells))
+    return table
 
 
 def comparison_table(comparisons: list[Comparison]) -> Table:
