@@ -452,7 +452,7 @@ def test_what_cannot_be_resumed_gets_one_line(toy_cli, capsys, copied):
 def test_a_full_disk_at_the_end_gets_one_line_and_the_run_can_go_on(toy_cli, monkeypatch, capsys, tmp_path):
     from tamherd_jax.experiments import results
 
-    def full(plan, state, directory):
+    def full(*arguments):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
