@@ -5,6 +5,7 @@ import functools
 import gc
 import os
 import pickle
+import sys
 import time
 from pathlib import Path
 
@@ -55,8 +56,11 @@ def pytest_sessionstart(session):
 def pytest_configure(config):
     """Compile each program once for a worker's tests and runs; programs that call MuJoCo C cannot be kept.
 
+    `benchmarks` is not installed: its path comes last, so that an installed tamherd_jax wins.
+
     A directory for each worker: JAX writes entries in place, and another process could read half of one.
     """
+    sys.path.append(str(config.rootpath))
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir(f"xla-{worker}")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -15,21 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import cg_iterations, learning, pearl_learning, pearl_recipes, registry, tables
+from benchmarks.__main__ import main
+from benchmarks.cases import MODES, Call, Case, Child, Program, Quoted, get_mode
+from benchmarks.compare import compare
+from benchmarks.counting import count_operations
+from benchmarks.measure import add_ceilings, measure_benchmark
+from benchmarks.open_loop import OpenLoop, episode_returns, search
+from benchmarks.plot import curves
+from benchmarks.results import SCHEMA, check, read_document, write_document
+from benchmarks.statistics import summarize, verdict
+from tamherd_jax.experiments.presets import get_preset
+
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # `benchmarks` is not installed; appended, so that an installed tamherd_jax wins
-
-from benchmarks import cg_iterations, learning, pearl_learning, pearl_recipes, registry, tables  # noqa: E402
-from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.cases import MODES, Call, Case, Child, Program, Quoted, get_mode  # noqa: E402
-from benchmarks.compare import compare  # noqa: E402
-from benchmarks.counting import count_operations  # noqa: E402
-from benchmarks.measure import add_ceilings, measure_benchmark  # noqa: E402
-from benchmarks.open_loop import OpenLoop, episode_returns, search  # noqa: E402
-from benchmarks.plot import curves  # noqa: E402
-from benchmarks.results import SCHEMA, check, read_document, write_document  # noqa: E402
-from benchmarks.statistics import summarize, verdict  # noqa: E402
-from tamherd_jax.experiments.presets import get_preset  # noqa: E402
-
 SMOKE = MODES["smoke"]
 
 
