@@ -131,6 +131,8 @@ def test_the_guide_to_environments_trains_ants(capsys):
     assert np.isfinite(names["metrics"].before).all()
     assert np.isfinite(names["metrics"].after).all()
     assert float(names["metrics"].steps) == 2 * 4 * 2 * 5
+    assert float(names["velocities"].steps) == 2 * 2 * 2 * 5
+    assert np.isfinite(names["velocities"].after).all()
     assert capsys.readouterr().out.strip() == "27 8"
     assert names["mixed"].mode_names == ("ant", "pendulum")
 

@@ -273,3 +273,22 @@ def test_the_browser_would_have_told(tmp_path):
     _, loaded, console = browse(text, tmp_path)
     assert loaded == "http://127.0.0.1:9/no.png"
     assert any("undefined_function" in line for line in console)
+
+
+def test_returns_after_other_numbers_of_exploration_episodes_are_shown(tmp_path):
+    write_synthetic_run(tmp_path, seeds=2)
+    path = tmp_path / "results.json"
+    results = json.loads(path.read_text())
+    returns = {"herd": [[[1.0, 10.0], [3.0, 30.0]], [[2.0, 20.0], [4.0, 40.0]]]}  # two seeds, two tasks, two numbers
+    results["final_tests"] = {
+        "task_set": "Held-Out",
+        "tasks": ["a", "b"],
+        "bodies": ["A", "B"],
+        "shots": [0, 5],
+        "returns": returns,
+    }
+    path.write_text(json.dumps(results))
+    page = make_report(tmp_path, Console(file=io.StringIO())).read_text()
+    table = page.split("tasks of Held-Out</caption>")[1].split("</table>")[0]
+    assert re.findall(r">([\d.]+)<", table.split("<tbody>")[0]) == ["0", "5"]
+    assert re.findall(r">([\d.]+)<", table.split("<tbody>")[1]) == ["2.5", "25.0"]

@@ -48,6 +48,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         comparison_table=views.comparison_table(comparisons) if comparisons else None,
         excluded_table=views.excluded_table(results),
         adaptation_table=views.adaptation_table(run),
+        shots_table=views.shots_table(results),
         confusion_table=views.confusion_table(results),
         clusters_table=views.clusters_table(results),
         ledger_table=views.ledger_table(results),

@@ -109,13 +109,21 @@ def shots_table(results: Document) -> Table | None:
         return None
     table = Table(title=f"Return after exploration episodes, tasks of {final['task_set']}, mean over bodies")
     _fill(table, "Arm", [str(count) for count in final["shots"]])
+    for title, cells in shots_estimates(results):
+        table.add_row(title, *(f"{number(cell.value)}\n{interval(cell)}".strip() for cell in cells))
+    return table
+
+
+def shots_estimates(results: Document) -> list[tuple[str, list[Estimate]]]:
+    """Title of each arm, and its mean return over bodies after each number of exploration episodes of `final_tests`."""
+    final, rows = results["final_tests"], []
     bodies = np.array(final["bodies"])
     for arm, returns in final["returns"].items():
         values = np.array(returns, float)[included(results, arm)]  # [S, N, k]
         means = [values[:, bodies == body].mean(1) for body in dict.fromkeys(final["bodies"])]
         cells = [estimate([one[:, index] for one in means], mean) for index in range(values.shape[2])]
-        table.add_row(arm_title(results, arm), *(f"{number(cell.value)}\n{interval(cell)}".strip() for cell in cells))
-    return table
+        rows.append((arm_title(results, arm), cells))
+    return rows
 
 
 def comparison_table(comparisons: list[Comparison]) -> Table:

@@ -12,7 +12,16 @@ from tamherd_jax.reporting import paper
 from tamherd_jax.reporting.figures import adaptation
 from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms
 from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, mean
-from tamherd_jax.reporting.tables import body_name, fixed, interval, number, paper_columns, paper_value, seeds_text
+from tamherd_jax.reporting.tables import (
+    body_name,
+    fixed,
+    interval,
+    number,
+    paper_columns,
+    paper_value,
+    seeds_text,
+    shots_estimates,
+)
 from tamherd_jax.types import Document
 
 
@@ -136,6 +145,16 @@ def adaptation_table(run: RunFiles) -> TableView:
             rows.append(row(name, arm_title(run.results, arm), with_interval(before), with_interval(after), change))
     head = ("Task", "Arm", "Before", "After", "Change")
     return TableView("Mean return over the last five epochs, mean over seeds", head, tuple(rows), labels=2)
+
+
+def shots_table(results: Document) -> TableView | None:
+    """Return after each number of exploration episodes by arm, mean over bodies, where a run measured it."""
+    if results.get("final_tests") is None:
+        return None
+    final = results["final_tests"]
+    rows = [row(title, *(with_interval(cell) for cell in cells)) for title, cells in shots_estimates(results)]
+    caption = f"Mean return over bodies after so many exploration episodes, tasks of {final['task_set']}"
+    return TableView(caption, ("Arm", *(str(count) for count in final["shots"])), tuple(rows))
 
 
 def cluster_bodies(results: Document, summary: dict[str, Any]) -> list[str]:
