@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from tamherd_jax.reporting import figures, paper, tables  # noqa: E402
 from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms, read_run_files  # noqa: E402
-from tamherd_jax.reporting.statistics import Analysis, ArmSummary, analyse  # noqa: E402
+from tamherd_jax.reporting.statistics import Analysis, ArmSummary, Estimate, analyse, estimate, mean  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 GENERATED = ROOT / "docs" / "generated"
@@ -258,6 +260,42 @@ def accelerator_tables() -> str:
     return "\n".join(parts)
 
 
+def sweep_tables() -> str:
+    """Return every committed sweep: mean of the last five epochs with its 95% interval over seeds, the best herd first."""
+    parts = []
+    for path in sorted(RESULTS.glob("sweep-*/sweep.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            records = [row for row in csv.DictReader(file) if row["statistic"] == "last5"]
+        columns = list(records[0])
+        names = columns[columns.index("setting") + 1 : columns.index("arm")]
+        bodies = list(dict.fromkeys(row["body"] for row in records if row["body"]))
+        parts.append(f"File: `benchmarks/results/{path.parent.name}/{path.name}`.\n\n{_sweep_table(records, names, bodies)}")
+    return "\n".join(parts)
+
+
+def _sweep_table(records: Sequence[dict[str, str]], names: Sequence[str], bodies: Sequence[str]) -> str:
+    """Return a sweep's table: the values of `names`, every arm's mean over `bodies`, and the herd's of each of them."""
+
+    def values(setting: str, arm: str, body: str) -> np.ndarray:
+        wanted = {"setting": setting, "arm": arm, "body": body}
+        return np.array([float(row["value"]) for row in records if all(row[key] == value for key, value in wanted.items())])
+
+    def overall(setting: str, arm: str) -> Estimate:
+        return estimate([values(setting, arm, body) for body in bodies], mean)
+
+    settings = {row["setting"]: [row[name] for name in names] for row in records}
+    ranked = sorted(settings, key=lambda setting: -overall(setting, "herd").value)
+    rows = [
+        [
+            *settings[setting],
+            *(with_interval(overall(setting, arm)) for arm in PAPER_ARMS),
+            *(with_interval(estimate([values(setting, "herd", body)], mean)) for body in bodies),
+        ]
+        for setting in ranked
+    ]
+    return markdown_table([*(f"`{name}`" for name in names), *PAPER_ARMS, *(f"herd, {body}" for body in bodies)], rows)
+
+
 def _plain_table(rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> str:
     def text(value: Any) -> str:
         return (
@@ -312,6 +350,7 @@ def write_pages(where: Path = GENERATED) -> None:
         "accelerators": accelerator_tables(),
         "command_line": command_line(),
         "presets": presets(),
+        "sweeps": sweep_tables(),
     }
     for name, text in pages.items():
         (where / f"{name}.md").write_text(text, "utf-8")

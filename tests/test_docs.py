@@ -1,5 +1,6 @@
 """The documentation: blocks of Python run as written, numbers are those of the results, Sphinx builds without a warning."""
 
+import csv
 import importlib.util
 import re
 import subprocess
@@ -106,6 +107,14 @@ def test_generated_pages_hold_the_numbers_of_the_files(generate):
     assert "| **Fisher, unweighted, cosine** (`quick`) | 100 / 100 |" in generate.embedding_studies()
     assert "python -m benchmarks maml_epoch" in generate.benchmark_tables()
     assert "| `paper-maml` | maml | 10 | 10 | 40 | 51 |" in generate.presets()
+    with (ROOT / "benchmarks" / "results" / "sweep-inner-step-and-kl" / "sweep.csv").open(newline="") as file:
+        wanted = {"maml.inner_step_size": "0.2", "maml.trpo.max_kl": "0.1", "arm": "herd", "statistic": "last5"}
+        found = [r for r in csv.DictReader(file) if wanted.items() <= r.items()]
+    walker = np.mean([float(r["value"]) for r in found if r["body"] == "walker"])
+    overall = np.mean([float(r["value"]) for r in found])
+    (row,) = (line for line in generate.sweep_tables().splitlines() if line.startswith("| 0.2 | 0.1 |"))
+    cells = [cell.split()[0] for cell in row.strip("|").split("|")]
+    assert (cells[4], cells[6]) == (f"{overall:.1f}", f"{walker:.1f}")
 
 
 def test_the_guide_to_the_kernels_learns_sine_waves(capsys):

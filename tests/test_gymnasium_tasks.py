@@ -26,6 +26,7 @@ def test_every_task_of_every_task_set_has_a_name():
         for task in task_set.task_names:
             assert gymnasium.spec(environment_id(task_set, task)).kwargs == {"tasks": name, "task": task}
     assert WALKER in gymnasium.registry
+    assert gymnasium.make(f"tamherd_jax.envs.gymnasium_tasks:{WALKER}").spec.max_episode_steps == HORIZON
 
 
 def test_gymnasium_finds_nothing_wrong(walker):
