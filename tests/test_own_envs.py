@@ -26,7 +26,7 @@ from tamherd_jax.envs import (
     take_tasks,
 )
 from tamherd_jax.envs._brax import Env, State
-from tamherd_jax.envs.episodes import collect_lane
+from tamherd_jax.envs.episodes import collect_autoreset_steps
 from tamherd_jax.envs.tasks import mean_by_task
 from tamherd_jax.experiments.herds import trained_herd
 from tamherd_jax.experiments.runner import Experiment
@@ -214,7 +214,7 @@ def test_a_time_limit_of_the_environments_own_is_no_termination(limit, terminate
     both = MixedTask(mode=jnp.int32(0), tasks=(task, point))
     episodes = jax.jit(lambda k: collect_episodes(mixed, act, both, k, 1, 5))(jax.random.key(0))
     assert (float(episodes.steps[0]), float(episodes.terminated.sum())) == (last, terminates)
-    lane = jax.jit(lambda k: collect_lane(env, lambda c, obs, k: jnp.ones(1), (), lambda k, i: (), task, k, 5, 5))
+    lane = jax.jit(lambda k: collect_autoreset_steps(env, lambda c, obs, k: jnp.ones(1), (), lambda k, i: (), task, k, 5, 5))
     assert (float(lane(jax.random.key(0)).terminated.sum()) > 0) == terminates
 
 

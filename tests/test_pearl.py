@@ -11,7 +11,7 @@ import pytest
 from goal_mass import GoalMass, half_circle
 from scipy import stats
 
-from tamherd_jax.envs import Locomotion, collect_lane, ml2
+from tamherd_jax.envs import Locomotion, collect_autoreset_steps, ml2
 from tamherd_jax.herd.algorithm import meta_test, probe_tasks
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.pearl import PEARL, Batch, ContextualSAC, PEARLConfig, PEARLPolicy, Transition, losses, posterior
@@ -315,7 +315,7 @@ def lane(env, length=60, horizon=20):
         return 0.01 * episode
 
     key, goal = jax.random.key(0), jnp.array([0.0, 1.0])
-    return jax.jit(lambda k: collect_lane(env, act, jnp.zeros(()), renew, goal, k, length, horizon))(key)
+    return jax.jit(lambda k: collect_autoreset_steps(env, act, jnp.zeros(()), renew, goal, k, length, horizon))(key)
 
 
 def test_lanes_go_on_after_a_termination():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tamherd_jax.experiments.plan import Plan
     from tamherd_jax.experiments.sweep import Group
-    from tamherd_jax.experiments.sweep import Sweep as Settings
+    from tamherd_jax.experiments.sweep import Sweep as SweepSettings
 
 _OF_A_PART = ("out", "resume", "checkpoint_every", "devices", "learners_per_call", "log_to", "compilation_cache")
 _OF_PROCESSES = ("coordinator", "processes", "process_id")
@@ -81,7 +81,7 @@ def sweep(options: Sweep) -> int:
     return 0
 
 
-def new_sweep(options: Sweep) -> Settings:
+def new_sweep(options: Sweep) -> SweepSettings:
     """Return the sweep that options ask for.
 
     Raises:
@@ -93,20 +93,20 @@ def new_sweep(options: Sweep) -> Settings:
     return make_sweep(base, parse_axes(options.set, base, options.random is not None), options.random)
 
 
-def read_sweep(options: Sweep) -> Settings:
+def read_sweep(options: Sweep) -> SweepSettings:
     """Return the sweep that is to go on.
 
     Raises:
       ValueError: There is none, or an option is given that only a new one takes.
     """
-    from tamherd_jax.experiments.sweep import Sweep as Settings
+    from tamherd_jax.experiments.sweep import Sweep as SweepSettings
 
     if options.out is None:
         raise ValueError("--resume needs --out DIR, the sweep to go on with")
     for field in dataclasses.fields(options):
         if field.name not in (*_OF_A_PART, *_OF_PROCESSES) and getattr(options, field.name) != field.default:
             raise ValueError(f"--{field.name.replace('_', '-')} is for new sweeps; leave it out to go on with {options.out}")
-    return Settings.of_directory(options.out)
+    return SweepSettings.of_directory(options.out)
 
 
 def check_memory_of(plans: list[Plan], devices: list[jax.Device]) -> None:
@@ -137,7 +137,7 @@ def _host_memory() -> int | None:
         return None
 
 
-def sweep_directory(options: Sweep, settings: Settings) -> Path:
+def sweep_directory(options: Sweep, settings: SweepSettings) -> Path:
     """Return the directory of a sweep; process 0 makes that of a new one, with its sweep.json."""
     import jax
 
@@ -152,7 +152,7 @@ def sweep_directory(options: Sweep, settings: Settings) -> Path:
     return where
 
 
-def described(settings: Settings, groups: list[Group]) -> str:
+def described(settings: SweepSettings, groups: list[Group]) -> str:
     """Return a line that says what a sweep is going to do."""
     count, seeds = len(settings.settings), settings.base.seeds
     programs = "one set of compiled programs" if len(groups) == 1 else f"{len(groups)} sets of compiled programs"
@@ -160,7 +160,7 @@ def described(settings: Settings, groups: list[Group]) -> str:
 
 
 def train_group(
-    options: Sweep, settings: Settings, group: Group, directory: Path, devices: list[jax.Device], console: Any
+    options: Sweep, settings: SweepSettings, group: Group, directory: Path, devices: list[jax.Device], console: Any
 ) -> int:
     """Train the settings of a group, from its newest checkpoint on, and write their results; return the exit status."""
     from tamherd_jax.experiments.runner import Experiment

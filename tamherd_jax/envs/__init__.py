@@ -3,10 +3,10 @@
 from tamherd_jax.envs._brax import brax_envs
 from tamherd_jax.envs.adapter import MixedEnv, MixedTask, TaskedEnv, make_task_set
 from tamherd_jax.envs.episodes import (
-    Lanes,
+    AutoresetSteps,
+    collect_autoreset_steps,
     collect_episode,
     collect_episodes,
-    collect_lane,
     collect_policy_episodes,
     collect_recurrent_episode,
 )
@@ -30,8 +30,8 @@ from tamherd_jax.types import Episodes, TaskEnv
 
 __all__ = [
     "TASK_SETS",
+    "AutoresetSteps",
     "Episodes",
-    "Lanes",
     "Locomotion",
     "MixedEnv",
     "MixedTask",
@@ -40,9 +40,9 @@ __all__ = [
     "TaskSet",
     "TaskedEnv",
     "body_environment",
+    "collect_autoreset_steps",
     "collect_episode",
     "collect_episodes",
-    "collect_lane",
     "collect_policy_episodes",
     "collect_recurrent_episode",
     "get_task_set",

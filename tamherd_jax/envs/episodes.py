@@ -1,4 +1,4 @@
-"""Collecting episodes and lanes of them: the only loops over time steps in the library."""
+"""Collecting episodes, one by one or one after another: the only loops over time steps in the library."""
 
 from __future__ import annotations
 
@@ -98,24 +98,24 @@ def collect_policy_episodes(learner: MetaLearner, policy: PyTree, task: PyTree, 
 
 
 @struct.dataclass
-class Lanes(Episodes):
-    """T steps of lanes on which one episode follows another, every step valid unless it diverged.
+class AutoresetSteps(Episodes):
+    """T steps of an environment in which one episode follows another, every step valid unless it diverged.
 
-    As `Episodes`, but `nonfinite` counts a lane's diverged episodes, and `terminated` marks each step that ended one.
+    As `Episodes`, but `nonfinite` counts diverged episodes, and `terminated` marks each step that ended one.
 
     Attributes:
-      episode: `[..., T]` int32 number of the step's episode within its lane, from 0.
+      episode: `[..., T]` int32 number of the step's episode in its environment, from 0.
     """
 
     episode: jax.Array
 
     @property
     def returns(self) -> jax.Array:
-        """`[...]` undiscounted return of each lane's first episode, whole if the lane is as long as the time limit."""
+        """`[...]` undiscounted return of each environment's first episode, whole if T is at least the time limit."""
         return jnp.sum(jnp.where(self.episode == 0, self.rewards, 0.0), axis=-1)
 
 
-def collect_lane(
+def collect_autoreset_steps(
     env: TaskEnv,
     act: Callable[[PyTree, jax.Array, jax.Array], jax.Array],
     first: PyTree,
@@ -124,8 +124,8 @@ def collect_lane(
     key: jax.Array,
     length: int,
     horizon: int,
-) -> Lanes:
-    """T steps of one task, with a fresh reset after every termination, divergence or time limit; `vmap` for more lanes.
+) -> AutoresetSteps:
+    """T steps of one task, with a fresh reset after every termination, divergence or time limit; `vmap` for more environments.
 
     Args:
       env: the environment.
@@ -138,7 +138,7 @@ def collect_lane(
       horizon: steps after which an episode is cut; that is no termination.
 
     Returns:
-      `Lanes` with leaves `[T, ...]`.
+      `AutoresetSteps` with leaves `[T, ...]`.
     """
     reset_key, scan_key = jax.random.split(key)
 
@@ -158,7 +158,7 @@ def collect_lane(
     carry = env.reset(reset_key, task), first, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     _, (record, valid, episode) = jax.lax.scan(step, carry, jax.random.split(scan_key, length))
     obs, actions, rewards, next_obs, terminated = record
-    return Lanes(obs, actions, rewards, next_obs, terminated, valid, jnp.sum(1.0 - valid), episode)
+    return AutoresetSteps(obs, actions, rewards, next_obs, terminated, valid, jnp.sum(1.0 - valid), episode)
 
 
 def _truncated(after: PyTree) -> jax.Array:

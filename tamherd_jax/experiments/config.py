@@ -14,7 +14,7 @@ from tamherd_jax.registry.algorithms import (
     ALGORITHMS,
     DEFAULT_ALGORITHM,
     Algorithm,
-    Settings,
+    AlgorithmConfig,
     get_algorithm,
     names_with,
 )
@@ -161,7 +161,7 @@ class ExperimentConfig:
         self._check_controls()
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> AlgorithmConfig:
         """Settings of the algorithm."""
         return getattr(self, self.algorithm)
 

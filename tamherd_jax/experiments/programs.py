@@ -29,9 +29,9 @@ from tamherd_jax.parallel import map_learners
 from tamherd_jax.types import MetaLearner, PyTree, ReplayLearner
 
 Program = Callable[..., Any]
-Settings = Mapping[str, Any]
+Numbers = Mapping[str, Any]
 """Numbers of a learner's configuration by dotted name, `[]` each; see `learners.tuned`."""
-AS_PLANNED: Settings = MappingProxyType({})
+AS_PLANNED: Numbers = MappingProxyType({})
 """No number in place of the plan's."""
 
 
@@ -120,7 +120,7 @@ def settings_of(plan: Plan, size: int) -> dict[str, np.ndarray]:
 # Functions of one learner --------------------------------------------------------------------------------------------
 
 
-def init_learner(plan: Plan, key: jax.Array, settings: Settings = AS_PLANNED) -> PyTree:
+def init_learner(plan: Plan, key: jax.Array, settings: Numbers = AS_PLANNED) -> PyTree:
     """Return the fresh state of one learner, the same for all arms, from epoch 0 of its key."""
     return tuned(plan.learner, settings).init(jax.random.fold_in(key, 0))
 
@@ -136,7 +136,7 @@ def copy_replay(learner: ReplayLearner, state: PyTree, probe: PyTree, weights: j
 
 
 def prefill_replay(
-    learner: ReplayLearner, key: jax.Array, state: PyTree, tasks: PyTree, weights: jax.Array, settings: Settings
+    learner: ReplayLearner, key: jax.Array, state: PyTree, tasks: PyTree, weights: jax.Array, settings: Numbers
 ) -> tuple[PyTree, PyTree]:
     """Collect what a learner's first epoch needs."""
     return tuned(learner, settings).prefill(jax.random.fold_in(key, PREFILL_EPOCH), state, tasks, weights)
@@ -150,7 +150,7 @@ def train_epochs(
     tasks: PyTree,
     weights: jax.Array,
     fault: jax.Array,
-    settings: Settings,
+    settings: Numbers,
 ) -> tuple[PyTree, tuple[PyTree, PyTree, jax.Array]]:
     """Train one learner for E epochs `[E]`; return its last state and the per-epoch outputs `[E, ...]`.
 
@@ -205,7 +205,7 @@ def _is_float(leaf: Any) -> bool:
 # Functions of one seed -----------------------------------------------------------------------------------------------
 
 
-def embed_seed(plan: Plan, key: jax.Array, probe: PyTree, settings: Settings = AS_PLANNED) -> EmbeddedTasks:
+def embed_seed(plan: Plan, key: jax.Array, probe: PyTree, settings: Numbers = AS_PLANNED) -> EmbeddedTasks:
     """Embed the training tasks with one seed's frozen probe."""
     tasks, _ = stratified_tasks(plan.task_set.tasks, plan.config.embedding_tasks)
     learner = tuned(plan.learner, settings)
@@ -219,7 +219,7 @@ def assign_seed(
     probe: PyTree,
     embedded: EmbeddedTasks,
     membership: jax.Array,
-    settings: Settings,
+    settings: Numbers,
 ) -> tuple[PyTree, jax.Array]:
     """Assign the test tasks of one seed to the nearest centroid, from fresh probe episodes."""
     key, tasks = jax.random.fold_in(key, epoch), take_tasks(plan.task_set.tasks, plan.test_task)
@@ -227,9 +227,7 @@ def assign_seed(
     return assign_tasks(learner, plan.embedding, key, probe, embedded, membership, tasks, episodes)
 
 
-def meta_test_seed(
-    plan: Plan, explore: int, key: jax.Array, epoch: jax.Array, states: PyTree, settings: Settings
-) -> TestResult:
+def meta_test_seed(plan: Plan, explore: int, key: jax.Array, epoch: jax.Array, states: PyTree, settings: Numbers) -> TestResult:
     """Meta-test one seed on all test tasks, each with its own learner of `states` `[B, ...]`; means over repeats."""
     key, index = jax.random.fold_in(key, epoch), jnp.arange(len(plan.test_task))
     tasks, learner = take_tasks(plan.task_set.tasks, plan.test_task), tuned(plan.learner, settings)

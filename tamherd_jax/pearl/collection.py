@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from flax import struct
 
 from tamherd_jax.distributions import sample_gaussian
-from tamherd_jax.envs.episodes import Lanes, collect_episode, collect_lane
+from tamherd_jax.envs.episodes import AutoresetSteps, collect_autoreset_steps, collect_episode
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.config import PEARLConfig
 from tamherd_jax.pearl.replay import Transition
 from tamherd_jax.pearl.update import ContextualSAC, Networks
 from tamherd_jax.types import Episodes, Params, PyTree, TaskEnv
 
-BELIEFS_PER_LANE = 8
-"""Beliefs inferred ahead, each from its own context, for the episodes of a posterior lane; beyond, they come round again."""
+BELIEFS_PER_ENVIRONMENT = 8
+"""Beliefs inferred ahead for an environment's episodes, each from its own context; beyond, they come round again."""
 
 
 @struct.dataclass
@@ -89,18 +89,18 @@ class Collector:
 
         return jax.vmap(episode)(jax.random.split(key, episodes))
 
-    def both_phases(self, key: jax.Array, params: Networks, task: PyTree) -> tuple[Lanes, Lanes]:
-        """Both phases of one task draw, lanes `[prior_steps / T, T, ...]` and `[posterior_steps / T, T, ...]`."""
+    def both_phases(self, key: jax.Array, params: Networks, task: PyTree) -> tuple[AutoresetSteps, AutoresetSteps]:
+        """Both phases of one sampled task, steps `[prior_steps / T, T, ...]` and `[posterior_steps / T, T, ...]`."""
         prior_key, context_key, posterior_key = jax.random.split(key, 3)
-        prior = self.prior_lanes(prior_key, params.actor, task, self.config.prior_steps // self.config.horizon)
-        lanes = self.config.posterior_steps // self.config.horizon
-        mean, var = self._beliefs(context_key, params.encoder, prior, lanes * BELIEFS_PER_LANE)
-        later = jax.tree.map(lambda leaf: leaf.reshape(lanes, BELIEFS_PER_LANE, -1), (mean, var))
-        # A lane's first episode acts on a belief of its own, but the phase's very first still on the prior, as oyster's does.
+        prior = self.collect_prior(prior_key, params.actor, task, self.config.prior_steps // self.config.horizon)
+        environments = self.config.posterior_steps // self.config.horizon
+        mean, var = self._beliefs(context_key, params.encoder, prior, environments * BELIEFS_PER_ENVIRONMENT)
+        later = jax.tree.map(lambda leaf: leaf.reshape(environments, BELIEFS_PER_ENVIRONMENT, -1), (mean, var))
+        # Each environment's first episode acts on its own belief, but the phase's very first on the prior, as oyster's does.
         first = jax.tree.map(lambda prior, x: x[:, 0].at[0].set(prior), self._prior(), later)
-        return prior, self._lanes(posterior_key, params.actor, task, first, later)
+        return prior, self._collect(posterior_key, params.actor, task, first, later)
 
-    def _beliefs(self, key: jax.Array, encoder: Params, prior: Lanes, count: int) -> tuple[jax.Array, jax.Array]:
+    def _beliefs(self, key: jax.Array, encoder: Params, prior: AutoresetSteps, count: int) -> tuple[jax.Array, jax.Array]:
         """`count` beliefs `[count, Z]` about a task, each from its own context drawn from the draw's prior phase."""
         steps, valid = replay.to_transitions(self.observed(prior))
         ring = replay.init(self.example(), 1, valid.size)
@@ -112,18 +112,18 @@ class Collector:
 
         return jax.vmap(belief)(jax.random.split(key, count))
 
-    def prior_lanes(self, key: jax.Array, actor: Params, task: PyTree, lanes: int) -> Lanes:
-        """Lanes `[lanes, T, ...]` of one task whose episodes all act on the prior."""
-        return self._lanes(key, actor, task, self._prior(lanes), self._prior(lanes, 1))
+    def collect_prior(self, key: jax.Array, actor: Params, task: PyTree, environments: int) -> AutoresetSteps:
+        """Steps `[B, T, ...]` of B environments of one task whose episodes all act on the prior."""
+        return self._collect(key, actor, task, self._prior(environments), self._prior(environments, 1))
 
-    def _lanes(self, key: jax.Array, actor: Params, task: PyTree, first: PyTree, later: PyTree) -> Lanes:
-        """Lanes of one task with stochastic actions, every episode on a fresh latent.
+    def _collect(self, key: jax.Array, actor: Params, task: PyTree, first: PyTree, later: PyTree) -> AutoresetSteps:
+        """Steps `[B, T, ...]` of one task with stochastic actions, every episode on a fresh latent.
 
-        `first` is mean and variance `[lanes, Z]` of the belief that each lane's first episode acts on, `later` `[lanes, P, Z]`
+        `first` is mean and variance `[B, Z]` of the belief that each environment's first episode acts on, `later` `[B, P, Z]`
         of those of the episodes after it, in turn.
         """
 
-        def lane(key: jax.Array, first: PyTree, later: PyTree) -> Lanes:
+        def steps(key: jax.Array, first: PyTree, later: PyTree) -> AutoresetSteps:
             latent_key, key = jax.random.split(key)
 
             def renew(k: jax.Array, episode: jax.Array) -> jax.Array:
@@ -133,9 +133,11 @@ class Collector:
                 return sample_gaussian(k, *self.distribution(PEARLPolicy(actor, latent), obs))
 
             start = self.draw_latent(latent_key, *first)
-            return collect_lane(self._squashed, act, start, renew, task, key, self.config.horizon, self.config.horizon)
+            return collect_autoreset_steps(
+                self._squashed, act, start, renew, task, key, self.config.horizon, self.config.horizon
+            )
 
-        return jax.vmap(lane)(jax.random.split(key, first[0].shape[0]), first, later)
+        return jax.vmap(steps)(jax.random.split(key, first[0].shape[0]), first, later)
 
 
 class _Squashed:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tamherd_jax.envs.episodes import Lanes
+from tamherd_jax.envs.episodes import AutoresetSteps
 from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.collection import Collector, PEARLPolicy
@@ -118,8 +118,8 @@ class PEARL:
         A function of its own because under `vmap` a condition inside `train_epoch` would collect them anew every epoch.
         Arguments and results as `train_epoch`; an epoch that starts unprepared trains on the tasks drawn so far.
         """
-        lanes, wanted = self.config.initial_steps // self.horizon, weights > 0
-        collect = jax.vmap(lambda k, task: self._collector.prior_lanes(k, state.train.params.actor, task, lanes))
+        environments, wanted = self.config.initial_steps // self.horizon, weights > 0
+        collect = jax.vmap(lambda k, task: self._collector.collect_prior(k, state.train.params.actor, task, environments))
         steps = collect(jax.random.split(key, self.tasks), tasks)
         steps = dataclasses.replace(steps, valid=jnp.where(wanted[:, None, None], steps.valid, 0.0))
         index = jnp.arange(self.tasks)
@@ -161,7 +161,7 @@ class PEARL:
         train, losses = self._improve(train_key, state, weights)
         metrics = EpochMetrics(
             before=mean_by_task(index, jnp.mean(prior.returns, axis=1), self.tasks),
-            after=mean_by_task(index, jnp.mean(posterior.returns[:, 1:], axis=1), self.tasks),  # lane 0 had the prior
+            after=mean_by_task(index, jnp.mean(posterior.returns[:, 1:], axis=1), self.tasks),  # the first acted on the prior
             steps=jnp.sum(prior.steps) + jnp.sum(posterior.steps),
             nonfinite=jnp.sum(prior.nonfinite) + jnp.sum(posterior.nonfinite),
             diagnostics=losses,
@@ -207,12 +207,12 @@ class PEARL:
         """What the environment saw and did: observations without the latent, actions squashed."""
         return self._collector.observed(episodes)
 
-    def _add(self, buffer: PyTree, index: jax.Array, lanes: Lanes) -> ReplayBuffer:
-        """Append the lanes `[D, lanes, T, ...]` of the tasks `index` `[D]`."""
-        steps, valid = replay.to_transitions(self.observed(lanes))
-        return replay.add(buffer, steps, jnp.repeat(index, valid.size // index.size), valid)
+    def _add(self, buffer: PyTree, index: jax.Array, steps: AutoresetSteps) -> ReplayBuffer:
+        """Append the steps `[D, B, T, ...]` of the tasks `index` `[D]`."""
+        transitions, valid = replay.to_transitions(self.observed(steps))
+        return replay.add(buffer, transitions, jnp.repeat(index, valid.size // index.size), valid)
 
-    def _remember(self, state: PEARLState, index: jax.Array, prior: Lanes, posterior: Lanes) -> PEARLState:
+    def _remember(self, state: PEARLState, index: jax.Array, prior: AutoresetSteps, posterior: AutoresetSteps) -> PEARLState:
         """Both phases into the full buffer; each task's last prior phase in place of what its encoder buffer held."""
         full = self._add(self._add(state.full, index, prior), index, posterior)
         drawn = jnp.any(index[None] == jnp.arange(self.tasks)[:, None], axis=1)

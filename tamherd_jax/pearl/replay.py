@@ -137,7 +137,7 @@ def capacity_of(buffer: ReplayBuffer) -> int:
 
 
 def to_transitions(episodes: Episodes) -> tuple[Transition, jax.Array]:
-    """The steps of episodes or lanes `[..., T]` side by side as transitions `[B, ...]`, and which are valid, `[B]`."""
+    """The steps `[..., T]` of episodes side by side as transitions `[B, ...]`, and which are valid, `[B]`."""
     batch = episodes.valid.size
     steps = Transition(episodes.obs, episodes.actions, episodes.rewards, episodes.next_obs, episodes.terminated)
     return jax.tree.map(lambda leaf: leaf.reshape(batch, *leaf.shape[episodes.valid.ndim :]), steps), episodes.valid.ravel()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from tamherd_jax.types import MetaLearner, TaskEnv
 
-Settings: TypeAlias = Any
+AlgorithmConfig: TypeAlias = Any
 """Frozen dataclass with an algorithm's settings, an instance of its entry's configuration class."""
 
 Fields: TypeAlias = Mapping[str, Any]
@@ -78,12 +78,12 @@ class Algorithm:
     title: str
     herd_title: str
     load: Callable[[], tuple[type, type]]
-    build: Callable[[TaskEnv, Settings, Share], MetaLearner]
+    build: Callable[[TaskEnv, AlgorithmConfig, Share], MetaLearner]
     sizes: tuple[str, ...]
     presets: Mapping[str, Fields]
     default_preset: str
     panels: tuple[str, ...]
-    build_plain: Callable[[TaskEnv, Settings, Share, Any], MetaLearner] | None = None
+    build_plain: Callable[[TaskEnv, AlgorithmConfig, Share, Any], MetaLearner] | None = None
     replay: bool = False
     latent: bool = False
     gradient_steps: bool = False
@@ -111,13 +111,13 @@ def _load_maml() -> tuple[type, type]:
     return MAML, MAMLConfig
 
 
-def _build_maml(env: TaskEnv, settings: Settings, share: Share) -> MetaLearner:
+def _build_maml(env: TaskEnv, settings: AlgorithmConfig, share: Share) -> MetaLearner:
     from tamherd_jax.maml.learner import MAML
 
     return MAML(env, share.draws, settings)
 
 
-def _build_plain_maml(env: TaskEnv, settings: Settings, share: Share, train_reward: Any) -> MetaLearner:
+def _build_plain_maml(env: TaskEnv, settings: AlgorithmConfig, share: Share, train_reward: Any) -> MetaLearner:
     from tamherd_jax.maml.learner import MAML
 
     return MAML(env, share.draws, dataclasses.replace(settings, inner_steps=0), train_reward)
@@ -130,7 +130,7 @@ def _load_pearl() -> tuple[type, type]:
     return PEARL, PEARLConfig
 
 
-def _build_pearl(env: TaskEnv, settings: Settings, share: Share) -> MetaLearner:
+def _build_pearl(env: TaskEnv, settings: AlgorithmConfig, share: Share) -> MetaLearner:
     """Build the learner with room for no more transitions than the run can collect, were every draw of the same task."""
     from tamherd_jax.pearl.learner import PEARL
 
