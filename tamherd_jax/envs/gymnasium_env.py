@@ -151,8 +151,8 @@ class _Host:
         space = first.action_space
         assert isinstance(space, gymnasium.spaces.Box)
         bounded = np.isfinite(space.low) & np.isfinite(space.high)
-        self._low = np.where(bounded, space.low, -1.0).astype(space.dtype)
-        self._high = np.where(bounded, space.high, 1.0).astype(space.dtype)
+        low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
+        self._middle, self._half = ((high + low) / 2).astype(space.dtype), ((high - low) / 2).astype(space.dtype)
         self._known: OrderedDict[int, _Episode] = OrderedDict()
         self._live: OrderedDict[int, None] = OrderedDict()
         self._idle, self._made, self._next, self._largest = [first], 1, 0, 0
@@ -174,7 +174,8 @@ class _Host:
     def step(self, episode: np.ndarray, count: np.ndarray, over: np.ndarray, action: np.ndarray) -> PyTree:
         """Take step `count` of each episode `[...]` that is not over, by its action `[..., A]`."""
         episode, count, over, action = (np.asarray(x) for x in (episode, count, over, action))
-        numbers, flat = episode.reshape(-1).copy(), action.reshape(episode.size, -1)
+        # Actions are kept, and the memory of a callback's arguments is JAX's.
+        numbers, flat = episode.reshape(-1).copy(), action.reshape(episode.size, -1).copy()
         records = np.zeros((episode.size, self._size + 3 + len(self._names)), np.float32)
         with self._one_caller:
             self._largest = max(self._largest, len(numbers))
@@ -199,7 +200,7 @@ class _Host:
         obs, info = one.env.reset(seed=one.seed, options=one.options)
         one.last = self._pack(obs, 0.0, False, False, info)
         for action in one.actions:
-            one.last = self._pack(*one.env.step(self._scaled(action)))
+            self._take(one, action)
 
     def _advance(self, number: int, count: int, action: np.ndarray) -> tuple[int, np.ndarray]:
         """Take a step of an episode; return the episode's number, a new one where it went on otherwise before."""
@@ -213,12 +214,11 @@ class _Host:
             one = self._known[number]
         if one.env is None:
             self._repeat(number, one)
-        assert one.env is not None
         self._known.move_to_end(number)
         self._live.move_to_end(number)
-        one.last = self._pack(*one.env.step(self._scaled(action)))
-        one.actions.append(action.copy())
-        if one.last[self._size + 1 : self._size + 3].any():
+        self._take(one, action)
+        one.actions.append(action)
+        if one.last[self._size + 1] or one.last[self._size + 2]:
             self._release(number)
         return number, one.last
 
@@ -239,12 +239,14 @@ class _Host:
             assert env is not None
             self._idle.append(env)
 
-    def _scaled(self, action: np.ndarray) -> np.ndarray:
-        return self._low + (action.reshape(self._low.shape) + 1) / 2 * (self._high - self._low)
+    def _take(self, one: _Episode, action: np.ndarray) -> None:
+        """Step an episode's instance by an action within -1 and 1."""
+        assert one.env is not None
+        one.last = self._pack(*one.env.step(self._middle + self._half * action.reshape(self._middle.shape)))
 
-    def _pack(self, obs: Any, reward: Any, terminated: bool, truncated: bool, info: dict[str, Any]) -> np.ndarray:
+    def _pack(self, obs: np.ndarray, reward: Any, terminated: bool, truncated: bool, info: dict[str, Any]) -> np.ndarray:
         """Return observation, reward, terminated, truncated and the info's numbers in one array."""
-        numbers = [float(info.get(name, 0.0)) for name in self._names]
-        return np.concatenate(
-            [np.asarray(obs, np.float32).reshape(-1), np.asarray([reward, terminated, truncated, *numbers], np.float32)]
-        )
+        record = np.empty(self._size + 3 + len(self._names), np.float32)
+        record[: self._size] = obs.reshape(-1)
+        record[self._size :] = (reward, terminated, truncated, *(info.get(name, 0.0) for name in self._names))
+        return record
