@@ -13,6 +13,8 @@ from toy import toy_config
 from toy_cli import put_toy
 
 from tamherd_jax import cli
+from tamherd_jax.commands.sweep import Sweep as SweepOptions
+from tamherd_jax.commands.sweep import sweep_directory
 from tamherd_jax.experiments import presets
 from tamherd_jax.experiments.plan import make_plan
 from tamherd_jax.experiments.programs import make_programs
@@ -213,6 +215,14 @@ def test_the_command_ranks_and_goes_on(toy_sweep, capsys, tmp_path):
     capsys.readouterr()
     assert toy_sweep("report", out) == 0
     assert (out / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_another_process_leaves_the_new_directory_to_process_0(monkeypatch, tmp_path):
+    """Or process 0 would find it occupied."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert sweep_directory(SweepOptions(out=tmp_path / "sweep"), sweep_of(STEPS[1])) == tmp_path / "sweep"
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.parametrize(

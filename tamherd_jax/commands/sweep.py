@@ -65,7 +65,10 @@ def sweep(options: Sweep) -> int:
     with contextlib.ExitStack() as stack:
         with mistakes_of_the_user(), barrier():
             directory = sweep_directory(options, settings)
-            stack.enter_context(locked(directory / f"process-{jax.process_index()}"))
+        with mistakes_of_the_user(), barrier():  # process 0 found it empty
+            mine_alone = directory / f"process-{jax.process_index()}"
+            mine_alone.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(mine_alone))
         console.print(described(settings, groups), highlight=False, soft_wrap=True)
         for group in groups:
             if all(is_finished(setting_directory(directory, index)) for index in group.indices):
@@ -147,9 +150,7 @@ def sweep_directory(options: Sweep, settings: SweepSettings) -> Path:
     if not options.resume and jax.process_index() == 0:
         directory = new_run_directory(options.out, f"sweep-{settings.base.preset}")
         settings.write(directory)
-    where = Path(str(directory))
-    (where / f"process-{jax.process_index()}").mkdir(parents=True, exist_ok=True)
-    return where
+    return Path(str(directory))
 
 
 def described(settings: SweepSettings, groups: list[Group]) -> str:
