@@ -82,19 +82,6 @@ def forget_programs():
             gc.collect()
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Compile a file's programs without most of XLA's optimisations, which takes a third less: where no test measures bits.
-
-    Nothing compiled so is left to other files, nor the other way round.
-    """
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-
-
 @pytest.fixture
 def float64():
     """Run a test in double precision."""

@@ -66,9 +66,9 @@ def sweep(options: Sweep) -> int:
         with mistakes_of_the_user(), barrier():
             directory = sweep_directory(options, settings)
         with mistakes_of_the_user(), barrier():  # process 0 found it empty
-            mine_alone = directory / f"process-{jax.process_index()}"
-            mine_alone.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(mine_alone))
+            own = directory / f"process-{jax.process_index()}"
+            own.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(own))
         console.print(described(settings, groups), highlight=False, soft_wrap=True)
         for group in groups:
             if all(is_finished(setting_directory(directory, index)) for index in group.indices):

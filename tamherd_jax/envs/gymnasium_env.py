@@ -66,6 +66,9 @@ class GymnasiumEnv(Env):
             gymnasium.spaces.flatdim(s) for s in (first.observation_space, first.action_space)
         )
         self._names = tuple(info)
+        # Of the record: observation, reward, terminated, truncated, and the info's numbers.
+        record = jax.ShapeDtypeStruct((self._observation_size + 3 + len(self._names),), jnp.float32)
+        self._result = {"episode": jax.ShapeDtypeStruct((), jnp.int32), "record": record}
         self._host = _Host(make, self._names, self._observation_size, instances, first)
 
     def reset(self, rng: jax.Array) -> State:
@@ -73,28 +76,22 @@ class GymnasiumEnv(Env):
         options = {} if self.sys is None else dict(self.sys)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(options)]
         seed = jax.random.bits(rng, (), jnp.uint32)
-        result = {"episode": jax.ShapeDtypeStruct((), jnp.int32), "record": self._record()}
 
         def call(seed: np.ndarray, options: PyTree) -> PyTree:
             return self._host.reset(np.asarray(seed), options, shapes)
 
-        out = jax.pure_callback(call, result, seed, options, vmap_method="broadcast_all")
+        out = jax.pure_callback(call, self._result, seed, options, vmap_method="broadcast_all")
         return self._state(out["episode"], jnp.zeros((), jnp.int32), out["record"])
 
     def step(self, state: State, action: jax.Array) -> State:
         """Return the state after one action `[A]`; the same state, with reward 0, where `state.done` is 1 already."""
         episode, count = state.pipeline_state["episode"], state.pipeline_state["count"]
         over = state.done > 0
-        result = {"episode": jax.ShapeDtypeStruct((), jnp.int32), "record": self._record()}
         action = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
-        out = jax.pure_callback(self._host.step, result, episode, count, over, action, vmap_method="broadcast_all")
+        out = jax.pure_callback(self._host.step, self._result, episode, count, over, action, vmap_method="broadcast_all")
         after = self._state(out["episode"], count + 1, out["record"])
         kept = state.replace(reward=jnp.zeros_like(state.reward))
         return jax.tree.map(lambda new, old: jnp.where(over, old, jnp.asarray(new, old.dtype)), after, kept)
-
-    def _record(self) -> jax.ShapeDtypeStruct:
-        """Shape of what the host returns of a step: observation, reward, terminated, truncated, and the info's numbers."""
-        return jax.ShapeDtypeStruct((self._observation_size + 3 + len(self._names),), jnp.float32)
 
     def _state(self, episode: jax.Array, count: jax.Array, record: jax.Array) -> State:
         obs, rest = record[: self._observation_size], record[self._observation_size :]
