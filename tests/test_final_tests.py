@@ -11,12 +11,13 @@ from toy import toy_config, toy_experiment
 from toy_cli import put_toy
 
 from tamherd_jax import cli
-from tamherd_jax.envs import ml2, ml2_vel, ml2_vel_between
+from tamherd_jax.envs import ml2, ml2_vel, ml2_vel_between, ml3
 from tamherd_jax.experiments.final_tests import final_plan, run_final_tests, same_kind
 from tamherd_jax.experiments.plan import make_plan
 from tamherd_jax.experiments.presets import get_preset
 from tamherd_jax.experiments.results import read_run, write_results
 from tamherd_jax.herd.algorithm import meta_test
+from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.reporting.tables import shots_table
 
 
@@ -62,6 +63,15 @@ def test_results_and_tables_have_them(tested, tmp_path):
     assert "Return after exploration episodes, tasks of Point" in text
     assert f"{final.returns['herd'][:, :2, 2].mean() / 2 + final.returns['herd'][:, 2:, 2].mean() / 2:.1f}" in text
     assert shots_table({**results, "final_tests": None}) is None
+
+
+def test_fewer_bodies_will_do_for_a_herd_but_not_for_a_run():
+    assert same_kind(ml3(), "ml2").task_names == ml2().task_names
+    with pytest.raises(ValueError, match="the tasks of ml3 are of another kind than those trained on, ML2"):
+        same_kind(ml2(), "ml3")
+    config = dataclasses.replace(get_preset("quick"), tasks="ml3", clustering=ClusteringConfig(clusters=3))
+    with pytest.raises(ValueError, match="the tasks of ml2 leave out a body of those trained on, ML3"):
+        final_plan(make_plan(dataclasses.replace(config, shots=(1,), test_tasks="ml2")))
 
 
 def test_tasks_in_between_are_of_the_same_kind():

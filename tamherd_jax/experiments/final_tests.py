@@ -73,12 +73,14 @@ def final_plan(plan: Plan) -> Plan:
     """Return a plan whose tests are of the tasks of `ExperimentConfig.test_tasks`.
 
     Raises:
-      ValueError: Those tasks are of another kind than those trained on.
+      ValueError: Those tasks are of another kind than those trained on, or leave out a body.
     """
     name = plan.config.test_tasks
     if name is None:
         return plan
     task_set = same_kind(plan.task_set, name)
+    if len(task_set.mode_names) < len(plan.task_set.mode_names):
+        raise ValueError(f"the tasks of {name} leave out a body of those trained on, {plan.task_set.name}")
     return dataclasses.replace(plan, task_set=task_set, test_task=np.repeat(np.arange(len(task_set)), plan.config.test_repeats))
 
 
@@ -86,10 +88,11 @@ def same_kind(trained: TaskSet, name: str) -> TaskSet:
     """Return a task set whose tasks a learner of another one can meet.
 
     Raises:
-      ValueError: There is none of that name, or its tasks or bodies are others.
+      ValueError: There is none of that name, its tasks are others, or its bodies are not the first ones of those trained on.
     """
     task_set = get_task_set(name)
     before, after = (jax.tree.map(lambda leaf: leaf.shape[1:], one.tasks) for one in (trained, task_set))
-    if before != after or tuple(task_set.mode_names) != tuple(trained.mode_names):
+    names = tuple(task_set.mode_names)
+    if before != after or names != tuple(trained.mode_names)[: len(names)]:
         raise ValueError(f"the tasks of {name} are of another kind than those trained on, {trained.name}")
     return task_set
