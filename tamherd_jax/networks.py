@@ -1,6 +1,6 @@
 """Networks of the shipped learners, as Flax Linen modules on unbatched inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -142,6 +142,21 @@ class TanhGaussianPolicy(nn.Module):
         """Mean and log standard deviation, each `[..., A]`, for observations with the latent appended, `[..., O + Z]`."""
         mean, log_std = jnp.split(_relu_mlp((*self.hidden_sizes, 2 * self.action_size), 1e-3)(obs), 2, axis=-1)
         return mean, jnp.clip(log_std, *TANH_LOG_STD_RANGE)
+
+
+def perceptron_weights(layers: Mapping[str, Mapping[str, jax.Array]], outputs: int | None = None) -> dict[str, np.ndarray]:
+    """Return the arrays `kernel_i` `[F, F']` and `bias_i` `[F']` of an `MLP`'s parameters.
+
+    Args:
+      layers: the parameters by layer.
+      outputs: keep only so many outputs of the last layer.
+    """
+    last = len(layers) - 1
+    return {
+        f"{part}_{i}": np.asarray(layers[f"layer_{i}"][part])[..., : outputs if i == last else None]
+        for i in range(len(layers))
+        for part in ("kernel", "bias")
+    }
 
 
 def _relu_mlp(sizes: Sequence[int], last_bound: float = 3e-3, layer_norm: bool = False) -> MLP:

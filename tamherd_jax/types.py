@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 PyTree: TypeAlias = Any
@@ -241,4 +242,13 @@ class LatentLearner(Protocol):
 
     def observed(self, episodes: Episodes) -> Episodes:
         """Return the episodes as the environment saw them, without the latent."""
+        ...
+
+
+@runtime_checkable
+class ExportingLearner(Protocol):
+    """Further function of a `MetaLearner` whose policies are perceptrons without memory; ask with `isinstance`."""
+
+    def export(self, policy: PyTree) -> dict[str, np.ndarray]:
+        """Return an adapted policy as the weights that `herd.numpy_policy.forward` takes."""
         ...

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,13 @@ import numpy as np
 import pytest
 
 from tamherd_jax import cli
-from tamherd_jax.experiments.presets import get_preset
+from tamherd_jax.envs import TASK_SETS
+from tamherd_jax.experiments.config import CONTROLS, PROBES
+from tamherd_jax.experiments.presets import PRESETS, get_preset
+from tamherd_jax.herd.clustering import METHODS, SELECTIONS
+from tamherd_jax.herd.embeddings import NAMES
+from tamherd_jax.physics import BACKENDS
+from tamherd_jax.registry.algorithms import ALGORITHMS
 
 
 def tamherd(*arguments, cwd=None):
@@ -48,6 +55,23 @@ def test_mistakes_get_one_line_and_status_two(arguments, words, capsys, tmp_path
     assert error.count("\n") == 1
     assert words in error
     assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "embed"])
+def test_help_is_grouped_and_names_every_choice(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    words = set(re.findall(r"[a-z0-9-]+", text))
+    assert stop.value.code == 0
+    assert {*ALGORITHMS, *METHODS, *SELECTIONS, *PROBES, *BACKENDS} <= words
+    groups = re.findall(r"(?m)^\W+(\w+) options\W+$", text)
+    if command == "embed":
+        assert {*NAMES} <= words
+        assert groups == ["method", "probes"]
+    else:
+        assert {*PRESETS, *TASK_SETS, *CONTROLS} <= words
+        assert groups == ["training", "method", "testing", "output", "scale"]
 
 
 def test_a_mistake_in_a_real_process(tmp_path):

@@ -1,5 +1,6 @@
 """`tamherd embed`, its analysis and its figures, on the point mass."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -13,6 +14,7 @@ from toy import toy_config, toy_experiment
 from tamherd_jax import cli
 from tamherd_jax.codec import write_json
 from tamherd_jax.commands.run import Run, new_config, read_config
+from tamherd_jax.commands.run_options import MethodOptions, OutputOptions, TrainingOptions
 from tamherd_jax.experiments import presets, runner
 from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.embedding import analyse, draws_and_probes, embed_with_probe
@@ -226,21 +228,22 @@ def test_mistakes_in_options_of_a_run(options, words, tmp_path, monkeypatch, cap
 
 
 def test_options_reach_the_configuration_of_a_run():
-    options = Run(embedding="fisher-diagonal", normalisation="absolute", clusters="auto", linkage="average", probe_epochs=12)
-    config = new_config(options)
+    method = MethodOptions("absolute", linkage="average", clusters="auto", embedding="fisher-diagonal", probe_epochs=12)
+    config = new_config(Run(method=method))
     assert config.embedding == EmbeddingConfig(form="diagonal", reward="absolute", metric="cosine")
     assert config.clustering == ClusteringConfig("average", "auto")
     assert (config.probe_epochs, config.single_epochs) == (12, 37)  # the single learner still covers probe and herd
-    assert new_config(Run(preset="paper-maml")).embedding == EmbeddingConfig()  # literal
-    assert new_config(Run(linkage="hdbscan")).clustering.clusters == "auto"
+    assert new_config(Run(TrainingOptions(preset="paper-maml"))).embedding == EmbeddingConfig()  # literal
+    assert new_config(Run(method=MethodOptions(linkage="hdbscan"))).clustering.clusters == "auto"
 
 
 def test_going_on_with_another_embedding_is_refused(tmp_path):
     config = presets.PRESETS["quick"]
     write_json(tmp_path / "config.json", config.to_json())
-    assert read_config(Run(out=tmp_path, resume=True, embedding="fisher", clusters=2)) == config
+    again = Run(method=MethodOptions(embedding="fisher", clusters=2), output=OutputOptions(out=tmp_path, resume=True))
+    assert read_config(again) == config
     with pytest.raises(ValueError, match="embedding and clustering contradict"):
-        read_config(Run(out=tmp_path, resume=True, embedding="transition"))
+        read_config(dataclasses.replace(again, method=MethodOptions(embedding="transition")))
 
 
 def test_embeddings_that_are_not_finite_cannot_be_clustered(embedded):

@@ -10,44 +10,51 @@ import tyro
 
 from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
-from tamherd_jax.commands.embedding_options import EmbeddingOptions
+from tamherd_jax.commands.embedding_options import EmbeddingOptions, option
+from tamherd_jax.commands.run_options import by_name
 from tamherd_jax.registry.algorithms import get_algorithm, names_with
-
-FRESH_ONLY = ("preset", "algorithm", "probe", "probe_epochs", "seeds", "first_seed", "physics")
 
 
 @dataclasses.dataclass(frozen=True)
-class Embed(EmbeddingOptions):
+class FreshProbes:
+    """Probes that are trained on the spot, where no run directory is given. Where an option is left out, the preset decides."""
+
+    preset: Annotated[str | None, option("NAME")] = None
+    """By default quick."""
+    algorithm: Annotated[str | None, option("NAME")] = None
+    """The meta-learner: maml or pearl."""
+    probe: Annotated[str | None, option("NAME")] = None
+    """How the probes learn: meta (the default) or, with MAML, multitask, without the inner step, or discriminative, multitask
+    and rewarded for telling tasks apart."""
+    probe_epochs: Annotated[int | None, option("N")] = None
+    """Epochs of the probes; 0 leaves them untrained."""
+    seeds: Annotated[int | None, option("N")] = None
+    """Number of probes."""
+    first_seed: Annotated[int | None, option("N")] = None
+    """The seeds are this one and those that follow."""
+    physics: Annotated[str | None, option("NAME")] = None
+    """auto, planar, mujoco (MuJoCo C) or mjx."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Embed:
     """Embed tasks with the probes of a run, or with fresh ones; cluster them, assign test tasks, plot both."""
 
-    directory: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]")] = None
+    directory: Annotated[Path | None, tyro.conf.Positional, option("[DIR]")] = None
     """A run directory. Without it, probes are trained on the spot."""
-    embedding: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    embedding: Annotated[tuple[str, ...], option("NAME ...")] = ()
     """fisher, fisher-expected, fisher-diagonal, fisher-last-layer, fisher-kronecker, fisher-projection, transition, gradient,
     log-gradient; latent, latent-wasserstein, latent-kl with PEARL. By default the panels of the paper's Figures 3 and 4."""
-    tasks_per_mode: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    tasks_per_mode: Annotated[int | None, option("N")] = None
     """Draws of each task; 50 in the paper's figures. By default as many as the run clusters."""
     test_probes: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """Test probes of each task that are assigned to clusters."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    out: Annotated[Path | None, option("DIR")] = None
     """Where results go. By default embed/ in the run directory, or a new directory under runs/."""
-    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Settings of fresh probes. By default quick's."""
-    algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Meta-learner of fresh probes. By default the preset's."""
-    probe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """How fresh probes learn: meta (the default) or, with MAML, multitask, without the inner step, or discriminative, multitask
-    and rewarded for telling tasks apart."""
-    probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Epochs of fresh probes; 0 leaves them untrained. By default the preset's."""
-    seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Number of fresh probes. By default the preset's."""
-    first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """The seeds are this one and those that follow."""
-    physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Physics of fresh probes: auto, mujoco, planar or mjx."""
-    compilation_cache: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    compilation_cache: Annotated[str | None, option("DIR")] = None
     """Directory that keeps compiled programs between runs, or "off"."""
+    method: tyro.conf.OmitArgPrefixes[EmbeddingOptions] = EmbeddingOptions()
+    probes: tyro.conf.OmitArgPrefixes[FreshProbes] = FreshProbes()
 
 
 def embed(options: Embed) -> None:
@@ -57,7 +64,7 @@ def embed(options: Embed) -> None:
     with mistakes_of_the_user():
         config = run_config(options) if options.directory else fresh_config(options)
         configs = embedding_configs(options, config)
-        config = dataclasses.replace(config, clustering=options.clustering(config.clustering))
+        config = dataclasses.replace(config, clustering=options.method.clustering(config.clustering))
     directory = output_directory(options)
     found = stored(options, config, configs)
     arrays, rows, task_names = found or computed(options, config, configs, directory, console)
@@ -80,8 +87,8 @@ def run_config(options: Embed) -> Any:
     """
     from tamherd_jax.experiments.config import ExperimentConfig
 
-    for name in FRESH_ONLY:
-        if getattr(options, name) is not None:
+    for name, asked in by_name(options.probes).items():
+        if asked is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for fresh probes; those of {options.directory} are trained")
     return ExperimentConfig.of_run(Path(str(options.directory)))
 
@@ -94,8 +101,8 @@ def fresh_config(options: Embed) -> Any:
     """
     from tamherd_jax.experiments.presets import get_preset, preset_name
 
-    names = ("seeds", "first_seed", "algorithm", "physics", "probe", "probe_epochs")
-    config = get_preset(preset_name(options.preset, options.algorithm), **{name: getattr(options, name) for name in names})
+    asked = by_name(options.probes)
+    config = get_preset(preset_name(asked.pop("preset"), options.probes.algorithm), **asked)
     # Nothing follows the probe, and replay need hold no more than it sees.
     return dataclasses.replace(config, member_epochs=1, single_epochs=max(config.probe_epochs, 1))
 
@@ -109,7 +116,7 @@ def embedding_configs(options: Embed, config: Any) -> dict[str, Any]:
     check_count("tasks_per_mode", options.tasks_per_mode)
     check_count("test_probes", options.test_probes)
     entry = get_algorithm(config.algorithm)
-    configs = {name: options.embedding_config(name, config.embedding) for name in options.embedding or entry.panels}
+    configs = {name: options.method.embedding_config(name, config.embedding) for name in options.embedding or entry.panels}
     for name, embedding in configs.items():
         if embedding.kind == "latent" and not entry.latent:
             raise ValueError(

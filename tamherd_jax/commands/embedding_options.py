@@ -8,19 +8,24 @@ from typing import Annotated, Any, Literal
 import tyro
 
 
+def option(metavar: str | None = None) -> Any:
+    """Describe an option whose help says what leaving it out means, so that its default value is not shown."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 @dataclasses.dataclass(frozen=True)
 class EmbeddingOptions:
-    """How tasks are embedded and clustered; None keeps what the configuration says."""
+    """How tasks are embedded and clustered. Where an option is left out, the preset or the run decides."""
 
-    normalisation: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    normalisation: Annotated[str | None, option("NAME")] = None
     """Reward weights of an embedding: none, max (the paper's r / max r, with a guard), absolute or raw."""
-    metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    metric: Annotated[str | None, option("NAME")] = None
     """euclidean (Frobenius) or cosine."""
-    linkage: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    linkage: Annotated[str | None, option("NAME")] = None
     """Clustering: ward, average, complete, single, kmeans, spectral or hdbscan."""
-    clusters: Annotated[int | Literal["auto"] | None, tyro.conf.arg(metavar="N|auto")] = None
+    clusters: Annotated[int | Literal["auto"] | None, option("N|auto")] = None
     """Number of clusters, or auto to choose it from the embeddings, for each seed by itself."""
-    choose_by: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    choose_by: Annotated[str | None, option("NAME")] = None
     """What auto maximises: silhouette, gap or stability."""
 
     def clustering(self, base: Any) -> Any:

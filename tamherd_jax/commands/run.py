@@ -10,15 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 import tamherd_jax
 from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, parse_shots, writing_to
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
-from tamherd_jax.commands.embedding_options import EmbeddingOptions
 from tamherd_jax.commands.report import show_report
+from tamherd_jax.commands.run_options import MethodOptions, OutputOptions, ScaleOptions, TestingOptions, TrainingOptions
 
 if TYPE_CHECKING:
     import jax
@@ -30,81 +30,28 @@ if TYPE_CHECKING:
     from tamherd_jax.experiments.runner import Experiment
 
 MOST_DEVICES = 1024
+_OPTION_OF = {"member_epochs": "epochs"}
+"""Option that sets a field of the configuration, where their names differ."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(EmbeddingOptions):
+class Run:
     """Train and evaluate probe, herd, single learner and oracle on ML2, and print the paper's table."""
 
-    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """By default quick (minutes on two cores). Or paper-maml, paper-pearl (the paper's Tables 3, 4), long-maml, tuned-maml."""
-    seeds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Number of seeds; all train together. By default the preset's."""
-    first_seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """The seeds are this one and those that follow. By default 0."""
-    algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The meta-learner: maml or pearl, by default the preset's. With pearl the default preset is quick-pearl."""
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Epochs of every herd member and oracle learner; the single learner's follow. By default the preset's."""
-    epochs_per_call: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Training epochs that one call of the compiled program runs. By default 1; more spare an accelerator the host's pauses."""
-    stop_at: Annotated[float | None, tyro.conf.arg(metavar="RETURN")] = None
-    """End the herd's training, and then the single learner's, once its mean return reaches this in three tests in a row."""
-    shots: Annotated[str | None, tyro.conf.arg(metavar="COUNTS")] = None
-    """Test the trained learners also after other numbers of exploration episodes, such as 0,1,2,5,10."""
-    test_tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Task set of these last tests, such as ml2-vel-between after training on ml2-vel. By default that of training."""
-    controls: Annotated[str | None, tyro.conf.arg(metavar="NAMES")] = None
-    """Further arms: all, none, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe,
-    double-gradient, with commas between them. By default all in paper-maml, paper-pearl and long-maml, else none."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Run directory. By default a new one under runs/."""
-    embedding: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """How tasks are embedded; fisher, transition, gradient, latent or another name that tamherd embed --help lists."""
-    probe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The probe: meta, the single learner stopped early (default), or with MAML one of its own: multitask, without the inner
-    step, or discriminative, multitask and rewarded for telling tasks apart."""
-    probe_epochs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Epochs after which the probe is frozen; 0 leaves it untrained. By default the preset's."""
-    reuse_probe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Herd members of PEARL start from the probe's replay of their tasks, not from a fresh initial collection."""
-    tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The task set: ml2 (default), ml2-vel or ml2-vel-between (target velocities), ml2-params (perturbed bodies), ml3."""
-    physics: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """auto (default), planar, mujoco (MuJoCo C) or mjx. auto is planar, in the form that suits the device."""
-    walker_frame_skip: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Physics steps of 0.002 s in an environment step of the walker: by default 4, as in gymnasium; ProMP's has 8."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE"), tyro.conf.UseAppendAction] = ()
-    """Any setting by its dotted name, such as maml.trpo.max_kl=0.1; may be given several times. tamherd config lists them."""
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Settings in place of the preset's: a TOML file (tamherd config prints one) or a run's config.json."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the run in --out DIR from its newest checkpoint; its configuration is the one it was started with."""
-    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
-    """Seconds between checkpoints; 0 writes one after every epoch."""
-    devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Devices that learners are dealt to. By default all of this process; a CPU counts as one a core, or as N."""
-    learners_per_call: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Learners that one device trains at once. By default 1 on a CPU, elsewhere as many as its memory holds."""
-    log_to: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "tensorboard"
-    """Where training scalars go: tensorboard (DIR/tensorboard), wandb, trackio, several with commas, or none."""
-    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """Share the seeds among processes: where process 0 listens, or auto to ask Slurm, Open MPI, Kubernetes or a TPU pod."""
-    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """How many processes there are; every one is started with the same command but for its --process-id."""
-    process_id: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
-    """Which process this is, from 0. Process 0 writes the results."""
-    compilation_cache: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Directory that keeps compiled programs between runs, or "off". By default one in the user's cache directory."""
+    training: tyro.conf.OmitArgPrefixes[TrainingOptions] = TrainingOptions()
+    method: tyro.conf.OmitArgPrefixes[MethodOptions] = MethodOptions()
+    testing: tyro.conf.OmitArgPrefixes[TestingOptions] = TestingOptions()
+    output: tyro.conf.OmitArgPrefixes[OutputOptions] = OutputOptions()
+    scale: tyro.conf.OmitArgPrefixes[ScaleOptions] = ScaleOptions()
 
 
 def run(options: Run) -> int:
     """Run `tamherd run`; return the exit status."""
     from tamherd_jax.reporting.trackers import parse_names
 
-    use_compilation_cache(options.compilation_cache)
+    use_compilation_cache(options.scale.compilation_cache)
     with mistakes_of_the_user():
-        parse_names(options.log_to)
+        parse_names(options.output.log_to)
         devices = start_devices(options)
 
     import jax
@@ -115,8 +62,8 @@ def run(options: Run) -> int:
     from tamherd_jax.experiments.runner import Experiment
 
     with mistakes_of_the_user():
-        config = read_config(options) if options.resume else new_config(options)
-        whole = Experiment(config, devices=devices, per_call=options.learners_per_call)
+        config = read_config(options) if options.output.resume else new_config(options)
+        whole = Experiment(config, devices=devices, per_call=options.scale.learners_per_call)
         seeds = own_seeds(whole.plan.seeds)
         mine = whole
         if jax.process_count() > 1:
@@ -124,7 +71,7 @@ def run(options: Run) -> int:
                 raise ValueError("--stop-at needs one process: several would stop at different epochs")
             if config.shots:
                 raise ValueError("--shots needs one process: each of several has the learners of its own seeds only")
-            mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.learners_per_call)
+            mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.scale.learners_per_call)
         final_plan(mine.plan)  # refuses tasks of another kind
         events = mine.run()  # refuses what does not fit into memory, before anything is written
     console = new_console(quiet=jax.process_index() > 0)
@@ -134,7 +81,7 @@ def run(options: Run) -> int:
             directory = run_directory(options, config)
             where = checkpoint_directory(directory)
             stack.enter_context(locked(where if jax.process_count() > 1 else directory))
-        if options.resume and is_finished(directory):
+        if options.output.resume and is_finished(directory):
             console.print("This run was finished.")
         else:
             if status := train(mine, events, directory, options, console):
@@ -170,21 +117,48 @@ def start_devices(options: Run) -> list[jax.Device]:
 
     from tamherd_jax.parallel import cores, start_processes  # imports nothing that would start JAX's devices
 
-    check_count("devices", options.devices, MOST_DEVICES)
-    check_count("learners_per_call", options.learners_per_call)
-    check_count("processes", options.processes)
-    check_coordinator(options.coordinator)
-    if not 0 <= options.checkpoint_every < float("inf"):
-        raise ValueError(f"checkpoint every must be a number of seconds from 0, not {options.checkpoint_every}")
-    count = options.devices or cores()  # on a CPU by default one device a core, so that learners train side by side
+    scale, checkpoint_every = options.scale, options.output.checkpoint_every
+    check_count("devices", scale.devices, MOST_DEVICES)
+    check_count("learners_per_call", scale.learners_per_call)
+    check_count("processes", scale.processes)
+    check_coordinator(scale.coordinator)
+    if not 0 <= checkpoint_every < float("inf"):
+        raise ValueError(f"checkpoint every must be a number of seconds from 0, not {checkpoint_every}")
+    count = scale.devices or cores()  # on a CPU by default one device a core, so that learners train side by side
     if count > 1 and "xla_force_host_platform" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # devices are there already: as many as there are
             jax.config.update("jax_num_cpu_devices", count)
-    start_processes(options.coordinator, options.processes, options.process_id)
+    start_processes(scale.coordinator, scale.processes, scale.process_id)
     devices = jax.local_devices()
-    if options.devices and options.devices > len(devices):
-        raise ValueError(f"{options.devices} devices were asked for, but here are {len(devices)} ({devices[0].device_kind})")
-    return devices[: options.devices]
+    if scale.devices and scale.devices > len(devices):
+        raise ValueError(f"{scale.devices} devices were asked for, but here are {len(devices)} ({devices[0].device_kind})")
+    return devices[: scale.devices]
+
+
+def asked_fields(options: Run, algorithm: str) -> dict[str, Any]:
+    """Return the fields of a configuration that options name, with what they ask for: None where that is nothing.
+
+    Raises:
+      ValueError: Naming the first option at fault.
+    """
+    from tamherd_jax.experiments.presets import parse_controls
+
+    training, method, testing = options.training, options.method, options.testing
+    return {
+        "seeds": training.seeds,
+        "first_seed": training.first_seed,
+        "controls": parse_controls(method.controls, algorithm),
+        "probe": method.probe,
+        "probe_epochs": method.probe_epochs,
+        "reuse_probe": method.reuse_probe or None,
+        "member_epochs": training.epochs,
+        "epochs_per_call": options.scale.epochs_per_call,
+        "stop_at": training.stop_at,
+        "shots": None if testing.shots is None else parse_shots(testing.shots),
+        "test_tasks": testing.test_tasks,
+        "physics": training.physics,
+        "walker_frame_skip": training.walker_frame_skip,
+    }
 
 
 def new_config(options: Run) -> ExperimentConfig:
@@ -193,32 +167,21 @@ def new_config(options: Run) -> ExperimentConfig:
     Raises:
       ValueError: Naming the first option at fault.
     """
-    from tamherd_jax.experiments.presets import get_preset, override, parse_controls, preset_name
+    from tamherd_jax.experiments.presets import get_preset, override, preset_name
     from tamherd_jax.experiments.settings import parse_assignments, read_settings, with_settings
 
-    base = get_preset(preset_name(options.preset, options.algorithm), algorithm=options.algorithm)
-    if options.config is not None:
-        base = with_settings(base, read_settings(options.config))
-    base = override(base, tasks=options.tasks)
+    training, method = options.training, options.method
+    base = get_preset(preset_name(training.preset, training.algorithm), algorithm=training.algorithm)
+    if training.config is not None:
+        base = with_settings(base, read_settings(training.config))
+    base = override(base, tasks=training.tasks)
     config = override(
         base,
-        seeds=options.seeds,
-        first_seed=options.first_seed,
-        controls=parse_controls(options.controls, base.algorithm),
-        embedding=options.embedding_config(options.embedding, base.embedding),
-        clustering=options.clustering(base.clustering),
-        probe=options.probe,
-        probe_epochs=options.probe_epochs,
-        reuse_probe=options.reuse_probe or None,
-        member_epochs=options.epochs,
-        epochs_per_call=options.epochs_per_call,
-        stop_at=options.stop_at,
-        shots=parse_shots(options.shots) if options.shots is not None else None,
-        test_tasks=options.test_tasks,
-        physics=options.physics,
-        walker_frame_skip=options.walker_frame_skip,
+        embedding=method.embedding_config(method.embedding, base.embedding),
+        clustering=method.clustering(base.clustering),
+        **asked_fields(options, base.algorithm),
     )
-    return with_settings(config, parse_assignments(options.set, config))
+    return with_settings(config, parse_assignments(training.set, config))
 
 
 def read_config(options: Run) -> ExperimentConfig:
@@ -228,26 +191,23 @@ def read_config(options: Run) -> ExperimentConfig:
       ValueError: there is none, or an option contradicts it.
     """
     from tamherd_jax.experiments.config import ExperimentConfig
-    from tamherd_jax.experiments.presets import parse_controls, preset_name
+    from tamherd_jax.experiments.presets import preset_name
     from tamherd_jax.experiments.settings import parse_assignments, with_settings
 
-    if options.out is None:
+    training, method, directory = options.training, options.method, options.output.out
+    if directory is None:
         raise ValueError("--resume needs --out DIR, the run to go on with")
-    path, config = options.out / "config.json", ExperimentConfig.of_run(options.out)
-    fields = {"epochs": "member_epochs"}
-    named: dict[str, Any] = {"reuse_probe": options.reuse_probe or None}
-    named |= {"preset": options.preset and preset_name(options.preset, config.algorithm)}
-    named["shots"] = parse_shots(options.shots) if options.shots is not None else None
-    named["controls"] = parse_controls(options.controls, config.algorithm)
-    names = ("preset", "seeds", "first_seed", "algorithm", "epochs", "epochs_per_call", "tasks", "physics", "probe_epochs")
-    for name in (*names, "stop_at", "shots", "test_tasks", "walker_frame_skip", "probe", "reuse_probe", "controls"):
-        asked, started = named.get(name, getattr(options, name)), getattr(config, fields.get(name, name))
+    path, config = directory / "config.json", ExperimentConfig.of_run(directory)
+    preset = training.preset and preset_name(training.preset, config.algorithm)
+    first = {"preset": preset, "algorithm": training.algorithm, "tasks": training.tasks}
+    for field, asked in (first | asked_fields(options, config.algorithm)).items():
+        started = getattr(config, field)
         if asked not in (None, started):
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} {asked} contradicts {path}, where it is {started}; leave it out to go on")
-    if options.config is not None or with_settings(config, parse_assignments(options.set, config)) != config:
-        raise ValueError(f"--config and --set are for new runs; leave them out to go on with {options.out}")
-    parts = options.embedding_config(options.embedding, config.embedding), options.clustering(config.clustering)
+            name = str(_OPTION_OF.get(field, field)).replace("_", "-")
+            raise ValueError(f"--{name} {asked} contradicts {path}, where it is {started}; leave it out to go on")
+    if training.config is not None or with_settings(config, parse_assignments(training.set, config)) != config:
+        raise ValueError(f"--config and --set are for new runs; leave them out to go on with {directory}")
+    parts = method.embedding_config(method.embedding, config.embedding), method.clustering(config.clustering)
     if parts != (config.embedding, config.clustering):
         raise ValueError(f"the options on embedding and clustering contradict {path}; leave them out to go on")
     return config
@@ -257,11 +217,11 @@ def run_directory(options: Run, config: ExperimentConfig) -> Path:
     """The directory of a run; process 0 makes that of a new one, with its config.json."""
     import jax
 
-    if options.out is None and jax.process_count() > 1:
+    if options.output.out is None and jax.process_count() > 1:
         raise ValueError("a run of several processes needs --out DIR, which all of them see")
-    if options.resume or jax.process_index() > 0:
-        return Path(str(options.out))
-    directory = new_run_directory(options.out, config.preset)
+    if options.output.resume or jax.process_index() > 0:
+        return Path(str(options.output.out))
+    directory = new_run_directory(options.output.out, config.preset)
     config.write(directory)
     return directory
 
@@ -308,13 +268,13 @@ def train(
     log = directory / ("log.jsonl" if alone or jax.process_index() == 0 else f"log-{me}.jsonl")
     where = checkpoint_directory(directory)
     with mistakes_of_the_user(), barrier():
-        checkpoints = Checkpoints(where, options.checkpoint_every)
-        step = checkpoints.restore(plan, state) if options.resume else None
+        checkpoints = Checkpoints(where, options.output.checkpoint_every)
+        step = checkpoints.restore(plan, state) if options.output.resume else None
     begin = "compiling the first program" if step is None else f"going on from checkpoint {step}"
     if checkpoints.written_by != tamherd_jax.__version__:
         begin += f" of version {checkpoints.written_by}, whose numbers may differ from this one's"
     display = ProgressDisplay(console, log, task_set.mode_names, task_set.modes, plan.work(state.done))
-    names = parse_names(options.log_to) if jax.process_index() == 0 else ()
+    names = parse_names(options.output.log_to) if jax.process_index() == 0 else ()
     with mistakes_of_the_user():
         trackers = Trackers(names, directory, config.to_json(), display.note)
     with display, trackers, stop_requests() as stop, closing(checkpoints, directory, resume_advice):

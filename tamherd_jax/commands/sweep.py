@@ -8,13 +8,14 @@ import os
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
 from tamherd_jax.commands.run import Run, new_config, new_run_directory, start_devices, train
+from tamherd_jax.commands.run_options import ScaleOptions, SweepOutputOptions, VariedOptions, by_name
 
 if TYPE_CHECKING:
     import jax
@@ -23,31 +24,23 @@ if TYPE_CHECKING:
     from tamherd_jax.experiments.sweep import Group
     from tamherd_jax.experiments.sweep import Sweep as SweepSettings
 
-_OF_A_PART = ("out", "resume", "checkpoint_every", "devices", "learners_per_call", "log_to", "compilation_cache")
-_OF_PROCESSES = ("coordinator", "processes", "process_id")
-
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(Run):
     """Train an experiment at many settings side by side, and rank the settings."""
 
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUES"), tyro.conf.UseAppendAction] = ()
-    """What to vary, such as maml.inner_step_size=0.05,0.1,0.2 or maml.trpo.max_kl=0.01:0.2:log5 (or lin5); may be given
-    several times. Lists have ; between them. tamherd config lists all settings."""
-    random: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Try N random combinations in place of all; of a range LOW:HIGH:log or :lin, any value."""
-    log_to: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "none"
-    """Where means over all settings go while they train: tensorboard, wandb, trackio, several with commas, or none."""
+    training: tyro.conf.OmitArgPrefixes[VariedOptions] = VariedOptions()
+    output: tyro.conf.OmitArgPrefixes[SweepOutputOptions] = SweepOutputOptions()
 
 
 def sweep(options: Sweep) -> int:
     """Run `tamherd sweep`; return the exit status."""
     from tamherd_jax.reporting.trackers import parse_names
 
-    use_compilation_cache(options.compilation_cache)
+    use_compilation_cache(options.scale.compilation_cache)
     with mistakes_of_the_user():
-        parse_names(options.log_to)
-        check_count("random", options.random)
+        parse_names(options.output.log_to)
+        check_count("random", options.training.random)
         devices = start_devices(options)
 
     import jax
@@ -58,7 +51,7 @@ def sweep(options: Sweep) -> int:
 
     console, start = new_console(quiet=jax.process_index() > 0), time.perf_counter()
     with mistakes_of_the_user(), barrier():
-        settings = read_sweep(options) if options.resume else new_sweep(options)
+        settings = read_sweep(options) if options.output.resume else new_sweep(options)
         mine = range(jax.process_index(), len(settings.settings), jax.process_count())
         groups = make_groups(settings, mine)
         check_memory_of([group_plan(group) for group in groups], devices)
@@ -92,8 +85,9 @@ def new_sweep(options: Sweep) -> SweepSettings:
     """
     from tamherd_jax.experiments.sweep import make_sweep, parse_axes
 
-    base = new_config(dataclasses.replace(options, set=()))
-    return make_sweep(base, parse_axes(options.set, base, options.random is not None), options.random)
+    asked = options.training
+    base = new_config(dataclasses.replace(options, training=dataclasses.replace(asked, set=())))
+    return make_sweep(base, parse_axes(asked.set, base, asked.random is not None), asked.random)
 
 
 def read_sweep(options: Sweep) -> SweepSettings:
@@ -104,12 +98,14 @@ def read_sweep(options: Sweep) -> SweepSettings:
     """
     from tamherd_jax.experiments.sweep import Sweep as SweepSettings
 
-    if options.out is None:
+    directory = options.output.out
+    if directory is None:
         raise ValueError("--resume needs --out DIR, the sweep to go on with")
-    for field in dataclasses.fields(options):
-        if field.name not in (*_OF_A_PART, *_OF_PROCESSES) and getattr(options, field.name) != field.default:
-            raise ValueError(f"--{field.name.replace('_', '-')} is for new sweeps; leave it out to go on with {options.out}")
-    return SweepSettings.of_directory(options.out)
+    asked, unset = (by_name(part.training, part.method, part.testing, part.scale) for part in (options, Sweep()))
+    for name in asked.keys() - by_name(ScaleOptions()).keys() | {"epochs_per_call"}:
+        if asked[name] != unset[name]:
+            raise ValueError(f"--{name.replace('_', '-')} is for new sweeps; leave it out to go on with {directory}")
+    return SweepSettings.of_directory(directory)
 
 
 def check_memory_of(plans: list[Plan], devices: list[jax.Device]) -> None:
@@ -144,11 +140,11 @@ def sweep_directory(options: Sweep, settings: SweepSettings) -> Path:
     """Return the directory of a sweep; process 0 makes that of a new one, with its sweep.json."""
     import jax
 
-    if options.out is None and jax.process_count() > 1:
+    if options.output.out is None and jax.process_count() > 1:
         raise ValueError("a sweep of several processes needs --out DIR, which all of them see")
-    directory = options.out
-    if not options.resume and jax.process_index() == 0:
-        directory = new_run_directory(options.out, f"sweep-{settings.base.preset}")
+    directory = options.output.out
+    if not options.output.resume and jax.process_index() == 0:
+        directory = new_run_directory(options.output.out, f"sweep-{settings.base.preset}")
         settings.write(directory)
     return Path(str(directory))
 
@@ -171,7 +167,7 @@ def train_group(
     where = directory / "groups" / f"{group.indices[0]:03d}"
     with mistakes_of_the_user():
         where.mkdir(parents=True, exist_ok=True)
-    per_call, rows = options.learners_per_call, group.rows
+    per_call, rows = options.scale.learners_per_call, group.rows
     experiment = Experiment(group.config, seeds=group.seeds, devices=devices, per_call=per_call, settings=rows)
     if status := train(experiment, experiment.run(), where, options, console, again):
         return status

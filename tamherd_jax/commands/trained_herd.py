@@ -13,8 +13,8 @@ import tyro
 class HerdOptions:
     """Which herd meets which task."""
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """The run directory, or the directory of one saved herd."""
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HERD")]
+    """A run directory, the directory of one saved herd, or a trained herd that comes with the package, such as ml2-maml."""
     task: Annotated[str, tyro.conf.arg(metavar="NAME")]
     """The task, such as walker-backward."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -28,8 +28,9 @@ def find_herd(options: HerdOptions, test_tasks: str | None = None) -> Any:
       ValueError: there is no such herd or task, or the herd is damaged, in one line.
     """
     from tamherd_jax.herd.artefact import Herd
+    from tamherd_jax.herd.files import herd_directory
 
-    directory, seed = options.directory, options.seed
+    directory, seed = herd_directory(options.directory), options.seed
     if not (directory / "herd.json").exists():
         directory = _of_seed(directory, seed)
     herd = Herd.load(directory)
@@ -44,10 +45,13 @@ def find_herd(options: HerdOptions, test_tasks: str | None = None) -> Any:
 
 def _of_seed(directory: Path, seed: int | None) -> Path:
     """Where a run directory keeps the herd of a seed, of its first one if None."""
+    from tamherd_jax.herd.files import shipped_herds
+
     numbers = [path.name.removeprefix("seed-") for path in (directory / "herd").glob("seed-*")]
     seeds = sorted(int(number) for number in numbers if number.isdecimal())
     if not seeds:
-        raise ValueError(f"{directory} holds no trained herd; tamherd run leaves one in its run directory when it is done")
+        shipped = ", ".join(shipped_herds())
+        raise ValueError(f"{directory} holds no trained herd, and is none of those that come with the package: {shipped}")
     if seed is not None and seed not in seeds:
         raise ValueError(f"{directory} holds no trained herd of seed {seed}, only of {', '.join(map(str, seeds))}")
     return directory / "herd" / f"seed-{seeds[0] if seed is None else seed}"

@@ -18,7 +18,7 @@ class View(HerdOptions):
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File to write: a page with a player, or a name ending in .svg for an image that plays where images stand, as in a README.
-    By default view-TASK-seed-N.html in DIR."""
+    By default view-TASK-seed-N.html in the herd's directory, or here for a herd that comes with the package."""
 
 
 def view(options: View) -> None:
@@ -29,7 +29,8 @@ def view(options: View) -> None:
     """
     with mistakes_of_the_user():
         herd = find_herd(options)
-        path = options.out or options.directory / f"view-{options.task}-seed-{herd.seed}.html"
+        beside = options.directory if options.directory.is_dir() else Path()
+        path = options.out or beside / f"view-{options.task}-seed-{herd.seed}.html"
         if not path.parent.is_dir():
             raise ValueError(f"cannot write {path}: {path.parent} is no directory")
 

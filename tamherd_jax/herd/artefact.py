@@ -17,11 +17,11 @@ import numpy as np
 from tamherd_jax.codec import named_arrays, one_line, restore_tree
 from tamherd_jax.envs import Episodes, TaskSet, collect_policy_episodes
 from tamherd_jax.herd import files
-from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, stratified_tasks
+from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.clustering import Assignment, membership_weights
 from tamherd_jax.herd.embeddings import Embedding
 from tamherd_jax.herd.files import EpisodeCounts
-from tamherd_jax.types import MetaLearner, PyTree, TaskEnv
+from tamherd_jax.types import ExportingLearner, MetaLearner, PyTree, TaskEnv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,18 @@ class AdaptedPolicy:
     def act(self, carry: PyTree, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, PyTree]:
         """Return the action `[A]` at observation `[O]` and the next hidden state; may be jitted and vmapped."""
         return self.learner.act(self.policy, carry, obs, key)
+
+    def export(self) -> dict[str, np.ndarray]:
+        """Return the policy as NumPy arrays by name; `numpy_policy.forward(weights, obs)` acts with them without JAX.
+
+        Keep them with `np.savez(path, **policy.export())`.
+
+        Raises:
+          ValueError: The learner's policies are no perceptrons.
+        """
+        if not isinstance(self.learner, ExportingLearner):
+            raise ValueError(f"{type(self.learner).__name__} has no export(): its policies are no perceptrons without memory")
+        return self.learner.export(self.policy)
 
     @property
     def member(self) -> int:
@@ -162,6 +174,35 @@ class Herd:
         """Return the same herd whose members adapt to another number of exploration episodes; 0 leaves them as they are."""
         return dataclasses.replace(self, episodes=dataclasses.replace(self.episodes, explore=count))
 
+    def compact(self, key: jax.Array, tasks: int, episodes: int) -> Herd:
+        """Return a herd of the same probe and members whose training tasks are embedded from less experience.
+
+        The embedded tasks are most of a herd's file. With less of them it is smaller, and assignment is noisier.
+
+        Args:
+          key: consumed; the probe plays the training tasks anew.
+          tasks: D', embedded training tasks, in equal shares of the task set's.
+          episodes: of the probe in each.
+
+        Raises:
+          ValueError: Fewer tasks than the task set has, or a task of the set that is in several clusters.
+        """
+        count = len(self.task_set)
+        if tasks < count:
+            raise ValueError(f"a compact herd embeds at least the task set's {count} tasks, not {tasks}")
+        chosen, index = stratified_tasks(self.task_set.tasks, tasks)
+        old = np.asarray(stratified_tasks(self.task_set.tasks, len(self.labels))[1])
+        clusters = [set(self.labels[old == task]) for task in range(count)]
+        for name, found in zip(self.task_set.task_names, clusters, strict=True):
+            if len(found) != 1:
+                raise ValueError(f"{name} is in {len(found)} clusters: fewer tasks cannot stand for it")
+        labels = np.array([int(*clusters[task]) for task in np.asarray(index)])
+        embedded = jax.jit(embed_training_tasks, static_argnums=(0, 1, 5))(
+            self.learner, self.embedding, key, self.probe, chosen, episodes
+        )
+        counts = dataclasses.replace(self.episodes, embedding=episodes)
+        return dataclasses.replace(self, embedded=embedded, labels=labels, episodes=counts)
+
     def save(self, directory: str | Path) -> None:
         """Write `herd.json` and `arrays.npz` into a directory, made if need be; each file at once.
 
@@ -175,10 +216,10 @@ class Herd:
 
     @classmethod
     def load(cls, directory: str | Path, env: TaskEnv | None = None, task_set: TaskSet | None = None) -> Herd:
-        """Return the herd that `save` wrote, in this version or an earlier one.
+        """Return a herd that comes with the package, or one that `save` wrote, in this version or an earlier one.
 
         Args:
-          directory: The one given to `save`.
+          directory: One of `files.shipped_herds()`, such as `"ml2-maml"`, or a directory given to `save`, which comes first.
           env: The environment, if it is not one of the package's; or another that takes the same tasks.
           task_set: The task set, if it is not one of the package's.
 
@@ -186,7 +227,8 @@ class Herd:
           ValueError: In one line, if there is no herd, a file is damaged or of another version, or `env` or `task_set` is
             needed or another than the herd's.
         """
-        document, arrays = files.read_herd(Path(directory))
+        directory = files.herd_directory(directory)
+        document, arrays = files.read_herd(directory)
         try:
             return cls._from_document(document, arrays, env, task_set)
         except (ValueError, TypeError, OverflowError) as error:

@@ -46,6 +46,9 @@ LARGEST = 10**6
 
 Count = Annotated[int, within(1, LARGEST)]
 
+SHIPPED = Path(tamherd_jax.__file__).parent / "trained"
+"""Where the package keeps the trained herds that come with it, a directory each."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeCounts:
@@ -122,6 +125,16 @@ class HerdDocument:
         check_fields(self)
         if not self.labels or not all(0 <= label < self.members for label in self.labels):
             raise ValueError(f"labels must be at least one, each of {self.members} members")
+
+
+def shipped_herds() -> tuple[str, ...]:
+    """Return the names of the trained herds that come with the package."""
+    return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/herd.json")))
+
+
+def herd_directory(name: str | Path) -> Path:
+    """Return the directory of that name where there is one, else that of the herd of that name that comes with the package."""
+    return SHIPPED / name if not Path(name).exists() and str(name) in shipped_herds() else Path(name)
 
 
 def write_herd(directory: Path, document: HerdDocument, arrays: Mapping[str, np.ndarray]) -> None:

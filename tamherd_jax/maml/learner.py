@@ -27,7 +27,7 @@ from tamherd_jax.maml.baseline import linear_baseline
 from tamherd_jax.maml.kernels import UNROLLED, adapt
 from tamherd_jax.maml.over_tasks import map_tasks
 from tamherd_jax.maml.trpo import TRPOConfig, trpo_step
-from tamherd_jax.networks import GaussianPolicy, ValueNetwork
+from tamherd_jax.networks import MIN_LOG_STD, GaussianPolicy, ValueNetwork, perceptron_weights
 from tamherd_jax.types import Episodes, EpochMetrics, Params, PyTree, TaskEnv
 from tamherd_jax.validation import (
     NonNegativeFloat,
@@ -229,6 +229,13 @@ class MAML:
     def act(self, policy: Params, carry: tuple[()], obs: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[()]]:
         """Sample an action `[A]`, as garage's MAML evaluates its stochastic policy; `carry` stays empty."""
         return sample_gaussian(key, *self.distribution(policy, obs)), carry
+
+    def export(self, policy: Params) -> dict[str, np.ndarray]:
+        """Return a policy as NumPy arrays by name, as `herd.numpy_policy.forward` takes them."""
+        params = policy["params"]
+        log_std = np.broadcast_to(np.maximum(params["log_std"], MIN_LOG_STD), (self.env.action_size,))
+        flags = {"rectified": np.array(False), "squashed": np.array(False)}
+        return {**perceptron_weights(params["mean"]), **flags, "context": np.zeros(0, np.float32), "log_std": log_std}
 
     def probe(self, key: jax.Array, state: MAMLState, task: PyTree, episodes: int) -> tuple[PyTree, Episodes]:
         """The unadapted policy and its episodes of one task."""

@@ -6,10 +6,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from tamherd_jax.envs.episodes import AutoresetSteps
 from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
+from tamherd_jax.networks import perceptron_weights
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.collection import Collector, PEARLPolicy
 from tamherd_jax.pearl.config import PEARLConfig
@@ -186,6 +188,14 @@ class PEARL:
         """Return the squashed mean action `[A]`, as oyster evaluates without noise; `carry` stays empty."""
         del key
         return jnp.tanh(self.distribution(policy, obs)[0]), carry
+
+    def export(self, policy: PEARLPolicy) -> dict[str, np.ndarray]:
+        """Return a policy as NumPy arrays by name, as `herd.numpy_policy.forward` takes them; it acts without noise."""
+        actions = self.env.action_size
+        flags = {"rectified": np.array(True), "squashed": np.array(True)}
+        log_std = np.full(actions, -np.inf, np.float32)
+        layers = perceptron_weights(policy.actor["params"]["mlp"], actions)
+        return {**layers, **flags, "context": np.asarray(policy.latent), "log_std": log_std}
 
     def probe(self, key: jax.Array, state: PEARLState, task: PyTree, episodes: int) -> tuple[PyTree, Episodes]:
         """Actor parameters, and stochastic episodes of one task, each on its own latent from the prior."""
