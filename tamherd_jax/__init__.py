@@ -22,6 +22,7 @@ _HOME = {
     "Experiment": "experiments.runner",
     "ExperimentConfig": "experiments.config",
     "get_preset": "experiments.presets",
+    "track_progress": "reporting.terminal",
 }
 
 __all__ = ["__version__", *_HOME]

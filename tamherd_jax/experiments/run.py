@@ -109,6 +109,13 @@ def has_reached(plan: Plan, state: RunState, stage: str) -> bool:
     return len(last) == TESTS_IN_A_ROW and all(values.mean() >= plan.config.stop_at for values in last)
 
 
+def is_trained(plan: Plan, state: RunState) -> bool:
+    """Return whether every stage has run to its end."""
+    stages = (PROBE, MEMBERS, SINGLE)
+    ended = (state.done[stage] >= plan.epochs(stage) or has_reached(plan, state, stage) for stage in stages)
+    return bool(state.done[EMBEDDINGS]) and all(ended)
+
+
 def _progress(plan: Plan, state: RunState, stage: str, count: int, arms: list[Arm]) -> Progress:
     """Return the progress of the last `count` epochs of some arms."""
     curves = {arm.name: state.curves_of(arm.name) for arm in arms}

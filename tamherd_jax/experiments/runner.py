@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,10 +12,15 @@ from tamherd_jax.envs import TaskSet
 from tamherd_jax.experiments.arms import STAGES as STAGES
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.curves import ArmCurves
+from tamherd_jax.experiments.final_tests import run_final_tests
+from tamherd_jax.experiments.herds import trained_herd, write_herds
 from tamherd_jax.experiments.plan import make_plan
 from tamherd_jax.experiments.programs import make_programs
-from tamherd_jax.experiments.run import Progress, run, train_probes
+from tamherd_jax.experiments.recording import write_episodes
+from tamherd_jax.experiments.results import write_results
+from tamherd_jax.experiments.run import Progress, is_trained, run, train_probes
 from tamherd_jax.experiments.state import RunState
+from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.types import TaskEnv
 
 
@@ -62,6 +68,41 @@ class Experiment:
     def restart(self) -> None:
         """Forget everything that was trained; compiled programs stay."""
         self.state = RunState()
+
+    def herd(self, seed: int | None = None) -> Herd:
+        """Return the trained herd of a seed, by default of the first.
+
+        Raises:
+          ValueError: Training is not done, or there is no such seed.
+        """
+        seeds = [int(number) for number in self.plan.seeds]
+        seed = seeds[0] if seed is None else seed
+        if seed not in seeds:
+            raise ValueError(f"there is no seed {seed}, only {', '.join(map(str, seeds))}")
+        self._check_done()
+        return trained_herd(self.plan, self.state, seeds.index(seed))
+
+    def save(self, directory: str | Path) -> None:
+        """Write what `tamherd run` leaves, for `tamherd report`, `evaluate`, `view` and `embed`: configuration, herds, results.
+
+        Raises:
+          ValueError: Training is not done, or the directory is not empty.
+          OSError: It cannot be written.
+        """
+        self._check_done()
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise ValueError(f"{directory} is not empty")
+        self.config.write(directory)
+        write_herds(self.plan, self.state, directory)
+        write_episodes(self.plan, self.state, directory)
+        final = run_final_tests(self.plan, self.state, self.programs.devices)
+        write_results(self.plan, self.state, directory, final)
+
+    def _check_done(self) -> None:
+        if not is_trained(self.plan, self.state):
+            raise ValueError(f"{self!r} is not trained: loop over its run() first")
 
     @property
     def config(self) -> ExperimentConfig:

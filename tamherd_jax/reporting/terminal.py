@@ -5,17 +5,47 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 import numpy as np
+from rich import get_console
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tamherd_jax.experiments.run import Progress as Event
+from tamherd_jax.experiments.runner import Experiment
 
 _SMOOTHING = 0.3  # weight of the newest epoch in the speed shown
+
+
+def track_progress(experiment: Experiment, console: Console | None = None) -> Iterator[Event]:
+    """Run an experiment and show how far it is: a bar in a terminal or a notebook, elsewhere a line per epoch.
+
+    Args:
+      experiment: What is not done of it yet is run.
+      console: Where to show; by default standard output, or the notebook's cell.
+
+    Yields:
+      The events of `experiment.run()`.
+    """
+    plan, state = experiment.plan, experiment.state
+    names, modes = plan.task_set.mode_names, plan.task_set.modes
+    with ProgressDisplay(console or get_console(), None, names, modes, plan.work(state.done)) as display:
+        for event in experiment.run():
+            display.show(event)
+            yield event
+
+
+def _has_widgets() -> bool:
+    """Return whether a notebook can show what changes: rich does it with ipywidgets."""
+    try:
+        import ipywidgets  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 class ProgressDisplay:
@@ -23,19 +53,19 @@ class ProgressDisplay:
 
     Args:
       console: where to show.
-      log: path of log.jsonl, appended to.
+      log: path of log.jsonl, appended to; None for no log.
       bodies: names of the true modes.
       modes: `[N]` mode of each task.
       total_work: environment steps of the whole run, for the time left.
     """
 
-    def __init__(self, console: Console, log: Path, bodies: tuple[str, ...], modes: np.ndarray, total_work: int):
+    def __init__(self, console: Console, log: Path | None, bodies: tuple[str, ...], modes: np.ndarray, total_work: int):
         self._console, self._bodies, self._modes = console, bodies, modes
-        self._log: TextIO | None = open(log, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self._log: TextIO | None = None if log is None else log.open("a", encoding="utf-8")
         self._remaining, self._last = total_work, time.perf_counter()
         self._speed, self._pace, self._settled = 0.0, 0.0, False
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal or (console.is_jupyter and _has_widgets()):
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[info]}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
         self._tasks: dict[str, int] = {}
