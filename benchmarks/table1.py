@@ -16,8 +16,8 @@ from benchmarks.cases import Call, Case, Mode
 from benchmarks.startup import COMMAND, finished
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.presets import get_preset
-from tamherd_jax.experiments.results import write_results
 from tamherd_jax.experiments.runner import Experiment
+from tamherd_jax.experiments.writing import write_results
 from tamherd_jax.maml import MAMLConfig
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from tamherd_jax.reporting import figures, paper, tables  # noqa: E402
-from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms, read_run_files  # noqa: E402
+from tamherd_jax.reporting.run_files import RunFiles, arm_title, read_run_files  # noqa: E402
 from tamherd_jax.reporting.statistics import Analysis, ArmSummary, Estimate, analyse, estimate, mean  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,14 +56,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def read_runs(where: Path = RESULTS) -> dict[str, RunFiles]:
     """Return the committed runs by name, those with most seeds first."""
     found = {path.parent.name: read_run_files(path.parent) for path in sorted(where.glob("*/results.json"))}
-    return dict(sorted(found.items(), key=lambda item: (item[0] in NOTES, -item[1].results["config"]["seeds"])))
+    return dict(sorted(found.items(), key=lambda item: (item[0] in NOTES, -item[1].results.config.seeds)))
 
 
 def command(run: RunFiles) -> str:
     """Return the command that makes such a run."""
-    config = run.results["config"]
-    without = "" if len(arms(run.results)) > len(PAPER_ARMS) else " --controls none"
-    return f"tamherd run --preset {config['preset']} --seeds {config['seeds']} --physics {run.results['physics']}{without}"
+    config = run.results.config
+    without = "" if len(run.results.arms) > len(PAPER_ARMS) else " --controls none"
+    return f"tamherd run --preset {config.preset} --seeds {config.seeds} --physics {run.results.physics}{without}"
 
 
 def with_interval(estimate: Any, sign: bool = False) -> str:
@@ -74,16 +74,16 @@ def with_interval(estimate: Any, sign: bool = False) -> str:
 def best_table(run: RunFiles, analysis: Analysis) -> str:
     """Return the paper's table: median over seeds of the best epoch, 95% interval, and the paper's number in parentheses."""
     results = run.results
-    shown = [arm for arm in arms(results) if arm in PAPER_ARMS]
+    shown = [arm for arm in results.arms if arm in PAPER_ARMS]
     by_place = {(s.arm, s.body): s for s in analysis.summaries}
 
     def cell(summary: ArmSummary) -> str:
         theirs = tables.paper_value(results, summary.arm, summary.body)
         return with_interval(summary.best) + ("" if theirs is None else f" ({theirs:.1f})")
 
-    bodies = [*results["task_set"]["bodies"], None]
+    bodies = [*results.task_set.bodies, None]
     rows = [[tables.body_name(body), *(cell(by_place[arm, body]) for arm in shown)] for body in bodies]
-    seeds = tables.seeds_text(results["config"]["seeds"])
+    seeds = tables.seeds_text(results.config.seeds)
     return markdown_table([f"best epoch, median of {seeds} (paper)", *(arm_title(results, arm) for arm in shown)], rows)
 
 
@@ -119,18 +119,18 @@ def comparison_sentence(analysis: Analysis) -> str:
 
 def clusters_sentence(run: RunFiles) -> str:
     """Return how well clusters and assignments match the bodies, in a sentence."""
-    rows = [row for row in run.results["clusters"] if not row["failure"]]
-    perfect = sum(row["adjusted_rand_index_bodies"] == 1 for row in rows)
-    right = sum(row["assignment_accuracy"] for row in rows) / max(len(rows), 1)
-    seeds = tables.seeds_text(len(run.results["clusters"]))
+    rows = [row for row in run.results.clusters if not row.failure]
+    perfect = sum(row.adjusted_rand_index_bodies == 1 for row in rows)
+    right = sum(row.assignment_accuracy for row in rows) / max(len(rows), 1)
+    seeds = tables.seeds_text(len(run.results.clusters))
     return f"Clusters were the bodies in {perfect} of {seeds}; {right:.0%} of the test tasks went to the right member."
 
 
 def steps_sentence(run: RunFiles) -> str:
     """Return the environment steps that each arm may take, in a sentence."""
-    budget = run.results["ledger"]["budget"]
+    budget = run.results.ledger.budget
     shown = ", ".join(f"{arm_title(run.results, arm)} {budget[arm] / 1e6:.2f}" for arm in PAPER_ARMS if arm in budget)
-    return f"Million environment steps a seed, the herd's with probe and embedding: {shown}. Device: {run.results['device']}."
+    return f"Million environment steps a seed, the herd's with probe and embedding: {shown}. Device: {run.results.device}."
 
 
 def run_section(name: str, run: RunFiles) -> str:

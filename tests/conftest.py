@@ -132,11 +132,11 @@ def real_run(tmp_path_factory, worker_id):
     own = tmp_path_factory.getbasetemp()
     shared = own if worker_id == "master" else own.parent
 
-    def finished(name):
+    def finished(name, *needed):
         record = shared / f"{name}.pickle"
         with FileLock(shared / f"{name}.lock"):
             if not record.exists():
-                record.write_bytes(pickle.dumps(RUNS[name](tmp_path_factory.mktemp(name))))
+                record.write_bytes(pickle.dumps(RUNS[name](tmp_path_factory.mktemp(name), *needed)))
             return pickle.loads(record.read_bytes())
 
     return finished
@@ -149,9 +149,9 @@ def quick_run(real_run):
 
 
 @pytest.fixture(scope="session")
-def resumed_run(real_run):
+def resumed_run(real_run, quick_run):
     """The quick preset killed and resumed."""
-    return real_run("resumed_run")
+    return real_run("resumed_run", quick_run)
 
 
 @pytest.fixture(scope="session")

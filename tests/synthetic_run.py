@@ -99,9 +99,13 @@ def _clusters(seed, epochs):
         },
         "adjusted_rand_index_bodies": 0.9,
         "purity_bodies": 0.95,
+        "adjusted_rand_index_tasks": 0.5,
         "silhouette": {"2": 0.7},
+        "scores": {"silhouette": {"2": 0.7}},
         "reward_guard_rate": 0.0,
         "assignment_accuracy": 0.75,
+        "assignment_confidence": 0.8,
+        "assignment_margin": 1.5,
         "assigned_to": dict(zip(TASKS, [[epochs, 0], [epochs, 0], [epochs, 0], [0, epochs]], strict=True)),
     }
 

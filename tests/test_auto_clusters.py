@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from toy import toy_config, toy_experiment
 
+from tamherd_jax.codec import encode
 from tamherd_jax.experiments import clustering
-from tamherd_jax.experiments.results import results_document, run_curves
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
 from tamherd_jax.experiments.state import member_counts, member_weights
+from tamherd_jax.experiments.writing import make_results, run_curves
 from tamherd_jax.herd.clustering import ClusteringConfig, cluster
 
 COUNTS = {1: 2, 2: 3}
@@ -19,7 +20,7 @@ AUTO = toy_config(seeds=2, first_seed=1, clustering=ClusteringConfig(clusters="a
 
 
 def document_of(experiment):
-    return results_document(experiment.plan, experiment.state, run_curves(experiment.plan, experiment.state))
+    return make_results(experiment.plan, experiment.state, run_curves(experiment.plan, experiment.state))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,11 +86,11 @@ def test_resumed_where_it_stopped(auto_run):
 def test_results_of_different_numbers_of_clusters(auto_run):
     experiment, _ = auto_run
     document = document_of(experiment)
-    json.dumps(document, allow_nan=False)
-    assert [row["clusters"] for row in document["clusters"]] == [2, 3]
-    for row in document["clusters"]:
-        assert all(len(times) == row["clusters"] for times in row["assigned_to"].values())
-    taken, budget = document["ledger"]["taken"]["herd"], document["ledger"]["budget"]["herd"]
+    json.dumps(encode(document), allow_nan=False)
+    assert [row.clusters for row in document.clusters] == [2, 3]
+    for row in document.clusters:
+        assert all(len(times) == row.clusters for times in row.assigned_to.values())
+    taken, budget = document.ledger.taken["herd"], document.ledger.budget["herd"]
     assert max(taken) <= budget
 
 
@@ -109,6 +110,6 @@ def test_one_cluster_is_a_single_learner_and_as_many_as_draws_are_learners_of_on
     expected = np.full((1, 4), 0.25) if clusters == 1 else np.repeat(np.eye(4), 2, axis=0)
     np.testing.assert_array_equal(weights, expected)
     document = document_of(experiment)
-    json.dumps(document, allow_nan=False)
-    assert document["ledger"]["budget"]["probe"] == 0  # the probe is the untrained learner
+    json.dumps(encode(document), allow_nan=False)
+    assert document.ledger.budget["probe"] == 0  # the probe is the untrained learner
     assert np.isfinite(experiment.curves["herd"].after[0]).all()

@@ -98,7 +98,7 @@ def test_generated_pages_hold_the_numbers_of_the_files(generate):
     """One number of each kind of page, computed here from the raw file without the project's reporting."""
     runs = generate.read_runs()
     run = runs["tuned-maml-4-seeds"]
-    best = [r["value"] for r in run.results["rows"] if (r["arm"], r["body"], r["statistic"]) == ("herd", "walker", "best")]
+    best = [r.value for r in run.results.rows if (r.arm, r.body, r.statistic) == ("herd", "walker", "best")]
     lines = generate.run_section("tuned-maml-4-seeds", run).splitlines()
     (row,) = (line for line in lines if line.startswith("| Walker") and "(" in line)
     assert row.split("|")[4].split()[0] == f"{np.median(best):.1f}"

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from toy import toy_config, toy_experiment
 
-from tamherd_jax.experiments.results import read_run, write_results
+from tamherd_jax.experiments.results import read_run
 from tamherd_jax.experiments.run import has_reached
 from tamherd_jax.experiments.runner import STAGES
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
 from tamherd_jax.experiments.state import RunState
+from tamherd_jax.experiments.writing import write_results
 from tamherd_jax.maml import TRPOConfig
 
 
@@ -97,7 +98,7 @@ def test_training_stops_once_a_return_is_reached_three_times_in_a_row(in_pairs, 
     np.testing.assert_array_equal(stacked(experiment)["herd/after"], stacked(in_pairs[0])["herd/after"][:, :4])
     write_results(experiment.plan, experiment.state, tmp_path)
     results, curves, _ = read_run(tmp_path)
-    assert results["config"]["stop_at"] == floor
+    assert results.config.stop_at == floor
     assert len(curves["herd/budget"]) == 4
 
 

@@ -4,8 +4,10 @@ import importlib
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -26,6 +28,23 @@ def test_each_is_short_and_says_how_to_run_it():
         text = (EXAMPLES / f"{name}.py").read_text()
         assert sum(bool(line.strip()) for line in text.splitlines()) < 80, name
         assert f"\npython examples/{name}.py" in text
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(quick_run, tmp_path, monkeypatch):
+    """As written but for the length of the training; its programs are those that the quick preset compiled."""
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    assert "PROBE_EPOCHS, EPOCHS = 1, 5, 24" in parameters.source
+    parameters.source = parameters.source.replace("1, 5, 24", "1, 3, 1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(quick_run.copy_cache(tmp_path / "programs")))
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+    shown = {kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", ())}
+    assert "Herd(MAML on ML2, seed" in printed
+    assert "single 1/1" in printed
+    assert "loss after adaptation 0.0" in printed
+    assert {"text/html", "image/png", "application/vnd.jupyter.widget-view+json"} <= shown  # animation, figure, progress bar
 
 
 def test_sine_maml_learns_to_adapt(example):

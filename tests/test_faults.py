@@ -12,8 +12,9 @@ from toy import toy_experiment
 from tamherd_jax.experiments import clustering
 from tamherd_jax.experiments.keys import learner_keys
 from tamherd_jax.experiments.programs import first_nonfinite
-from tamherd_jax.experiments.results import read_run, run_curves, write_results
+from tamherd_jax.experiments.results import read_run
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
+from tamherd_jax.experiments.writing import run_curves, write_results
 from tamherd_jax.reporting import figures, tables
 
 
@@ -59,11 +60,11 @@ def test_a_learner_that_goes_nonfinite_is_frozen_reported_and_left_out(sound, tm
 
     write_results(experiment.plan, experiment.state, tmp_path)
     results, read, _ = read_run(tmp_path)
-    (entry,) = results["excluded"]
-    assert (entry["seed"], entry["arm"], entry["learner"], entry["epoch"]) == (1, "herd", 0, 3)
-    assert "is not finite" in entry["why"]
-    assert {row["seed"] for row in results["rows"] if row["arm"] == "herd"} == {0}
-    assert {row["seed"] for row in results["rows"] if row["arm"] == "oracle"} == {0, 1}
+    (entry,) = results.excluded
+    assert (entry.seed, entry.arm, entry.learner, entry.epoch) == (1, "herd", 0, 3)
+    assert "is not finite" in entry.why
+    assert {row.seed for row in results.rows if row.arm == "herd"} == {0}
+    assert {row.seed for row in results.rows if row.arm == "oracle"} == {0, 1}
     assert "Herd of MAMLs: 1 of 2" in str(tables.returns_table(results).caption)
     figures.learning_curves(results, read, tmp_path / "curves.png")
     # A resumed run knows of it.
@@ -95,8 +96,8 @@ def test_a_seed_that_cannot_be_clustered_does_not_stop_the_others(sound, tmp_pat
     np.testing.assert_array_equal(run_curves(experiment.plan, experiment.state)["herd/after"][1], sound[1]["herd/after"][1])
     write_results(experiment.plan, experiment.state, tmp_path)
     results, curves, embeddings = read_run(tmp_path)
-    assert {row["seed"] for row in results["rows"] if row["arm"] == "herd"} == {1}
-    assert results["clusters"][0]["failure"] == "embeddings are not finite for tasks [3]"
+    assert {row.seed for row in results.rows if row.arm == "herd"} == {1}
+    assert results.clusters[0].failure == "embeddings are not finite for tasks [3]"
     figures.learning_curves(results, curves, tmp_path / "curves.png")
     figures.embedding_map(results, embeddings, tmp_path / "map.png")
     console = Console(width=150, record=True)

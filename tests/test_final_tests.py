@@ -15,7 +15,8 @@ from tamherd_jax.envs import ml2, ml2_vel, ml2_vel_between, ml3
 from tamherd_jax.experiments.final_tests import final_plan, run_final_tests, same_kind
 from tamherd_jax.experiments.plan import make_plan
 from tamherd_jax.experiments.presets import get_preset
-from tamherd_jax.experiments.results import read_run, write_results
+from tamherd_jax.experiments.results import read_run
+from tamherd_jax.experiments.writing import write_results
 from tamherd_jax.herd.algorithm import meta_test
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.reporting.tables import shots_table
@@ -56,7 +57,7 @@ def test_results_and_tables_have_them(tested, tmp_path):
     experiment, final = tested
     write_results(experiment.plan, experiment.state, tmp_path, final)
     results, _, _ = read_run(tmp_path)
-    np.testing.assert_allclose(results["final_tests"]["returns"]["herd"], final.returns["herd"], rtol=1e-6)
+    np.testing.assert_allclose(results.final_tests.returns["herd"], final.returns["herd"], rtol=1e-6)
     console = Console(file=io.StringIO(), width=120)
     console.print(shots_table(results))
     text = console.file.getvalue()

@@ -8,9 +8,9 @@ from point_mass import PointMass, point_tasks
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.ledger import Budget, taken_steps
-from tamherd_jax.experiments.results import results_document, run_curves
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.state import RunState, member_weights
+from tamherd_jax.experiments.writing import make_results, run_curves
 from tamherd_jax.herd.algorithm import assign_tasks, embed_training_tasks, meta_test, stratified_tasks
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
@@ -53,11 +53,11 @@ def test_a_herd_of_two_beats_one_learner_and_reaches_the_oracle(herd_run):
 @pytest.mark.learning
 def test_clusters_are_the_modes_and_test_tasks_are_assigned_right(herd_run):
     experiment, _, curves = herd_run
-    document = results_document(experiment.plan, experiment.state, curves)
-    for row in document["clusters"]:
-        assert row["adjusted_rand_index_bodies"] == 1.0
-        assert row["assignment_accuracy"] > 0.95
-        assert row["tasks_in_cluster"] == {"a-slow": [2, 0], "a-fast": [2, 0], "b-slow": [0, 2], "b-fast": [0, 2]}
+    document = make_results(experiment.plan, experiment.state, curves)
+    for row in document.clusters:
+        assert row.adjusted_rand_index_bodies == 1.0
+        assert row.assignment_accuracy > 0.95
+        assert row.tasks_in_cluster == {"a-slow": [2, 0], "a-fast": [2, 0], "b-slow": [0, 2], "b-fast": [0, 2]}
     np.testing.assert_allclose(member_weights(experiment.plan, experiment.state)[0], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
 
 

@@ -18,7 +18,8 @@ from tamherd_jax.commands.compilation_cache import default_cache, use_compilatio
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.lifecycle import locked
 from tamherd_jax.experiments.plan import make_plan
-from tamherd_jax.experiments.results import excluded, is_finished, read_run, results_document, run_curves, write_results
+from tamherd_jax.experiments.results import is_finished, read_run
+from tamherd_jax.experiments.writing import excluded, make_results, run_curves, write_results
 from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.reporting import trackers
 from tamherd_jax.reporting.report import make_report
@@ -63,8 +64,8 @@ def test_returns_that_are_not_finite_exclude_their_seeds_arm(finished_toy, tmp_p
     assert "not finite" in entry.why
     write_results(finished_toy.plan, finished_toy.state, tmp_path)
     results, _, _ = read_run(tmp_path)
-    assert {row["seed"] for row in results["rows"] if row["arm"] == "herd"} == {0}
-    document = results_document(finished_toy.plan, finished_toy.state, run_curves(finished_toy.plan, finished_toy.state))
+    assert {row.seed for row in results.rows if row.arm == "herd"} == {0}
+    document = make_results(finished_toy.plan, finished_toy.state, run_curves(finished_toy.plan, finished_toy.state))
     json.dumps(document, allow_nan=False)
 
 

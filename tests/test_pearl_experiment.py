@@ -19,11 +19,12 @@ from tamherd_jax.experiments.config import CONTROLS
 from tamherd_jax.experiments.keys import learner_keys
 from tamherd_jax.experiments.presets import get_preset, parse_controls, preset_name
 from tamherd_jax.experiments.programs import float_arrays, init_learner
-from tamherd_jax.experiments.results import read_run, run_curves, write_results
+from tamherd_jax.experiments.results import read_run
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import take_snapshot
 from tamherd_jax.experiments.state import RunState, learner_faults, member_weights
 from tamherd_jax.experiments.training import new_faults, train_arms, untrained_probe
+from tamherd_jax.experiments.writing import run_curves, write_results
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.herd.embeddings import EmbeddingConfig
 
@@ -48,8 +49,8 @@ def test_every_arm_is_tested_every_epoch(whole):
         assert curves[f"{arm}/after"].shape == (2, epochs, 4)
         assert np.isfinite(curves[f"{arm}/after"]).all()
     results, _, _ = read_run(out)
-    assert {row["arm"] for row in results["rows"]} == set(EPOCHS)
-    assert len(results["rows"]) == len(EPOCHS) * 2 * 2 * 4
+    assert {row.arm for row in results.rows} == set(EPOCHS)
+    assert len(results.rows) == len(EPOCHS) * 2 * 2 * 4
     assert sum(event.work for event in events) == experiment.plan.work()
 
 
@@ -69,9 +70,9 @@ def test_steps_are_those_of_preparation_and_epochs(whole):
         prefilled = 15 * np.sum(member_weights(experiment.plan, experiment.state, partition) > 0, axis=(1, 2))
         np.testing.assert_array_equal(curves[f"{arm}/taken"], before + prefilled[:, None] + members - 60)
         np.testing.assert_array_equal(curves[f"{arm}/budget"], before + prefilled.max() + members - 60)
-    ledger = read_run(out)[0]["ledger"]
-    assert ledger["budget"]["probe"] == single[0]
-    assert ledger["meta_updates"] == {
+    ledger = read_run(out)[0].ledger
+    assert ledger.budget["probe"] == single[0]
+    assert ledger.meta_updates == {
         "single": 12,
         "oracle": 18,
         "herd": 18,
@@ -361,8 +362,8 @@ def test_the_command_runs_pearl_with_controls(toy_cli, capsys, tmp_path):
     for words in ("toy-pearl: 1 seed(s)", "probe 1/1", "herd and oracle 1/1", "single 1/1"):
         assert words in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["config"]["algorithm"] == "pearl"
-    assert {row["arm"] for row in results["rows"]} == {"oracle", "single", "herd", *controls.split(",")}
+    assert results.config.algorithm == "pearl"
+    assert {row.arm for row in results.rows} == {"oracle", "single", "herd", *controls.split(",")}
     assert toy_cli("--resume", "--algorithm", "pearl", "--controls", "all", "--out", tmp_path / "run") == 2
     assert "--controls" in capsys.readouterr().err
     assert toy_cli("--resume", "--preset", "toy-pearl", "--controls", controls, "--out", tmp_path / "run") == 0
@@ -380,18 +381,18 @@ def test_replay_that_does_not_fit_gets_one_line(toy_cli, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_quick_preset_on_real_physics(pearl_run):
-    """`tamherd run --algorithm pearl` as a user runs it, for one epoch of the probe and one of the herd."""
+    """`tamherd run --algorithm pearl` as a user runs it, for one epoch of the probe and one of the herd, of fewer updates."""
     done = pearl_run.process
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for words in ("quick-pearl: 1 seed(s)", "probe 1/1", "herd and oracle 1/1", "String of PEARLs", "1004.5", "507.6", "414.9"):
         assert words in done.stdout
     results, curves, _ = read_run(pearl_run.directory)
-    assert results["config"]["preset"] == "quick-pearl"
-    assert len(results["rows"]) == 3 * 2 * 4
+    assert results.config.preset == "quick-pearl"
+    assert len(results.rows) == 3 * 2 * 4
     pearl = get_preset("quick-pearl").pearl
     epoch = 20 * (pearl.prior_steps + pearl.posterior_steps)
     for arm in ("single", "oracle"):  # a fall costs PEARL no transitions
         np.testing.assert_array_equal(curves[f"{arm}/taken"], [curves[f"{arm}/budget"]])
     assert curves["oracle/taken"][0, 0] == 4 * pearl.initial_steps + epoch
-    assert results["nonfinite_episodes"] == {"oracle": 0, "single": 0, "herd": 0}
+    assert results.nonfinite_episodes == {"oracle": 0, "single": 0, "herd": 0}

@@ -9,9 +9,9 @@ from toy import toy_config, toy_experiment
 from toy_pearl import pearl_experiment
 
 from tamherd_jax.experiments.config import PROBES, ExperimentConfig
-from tamherd_jax.experiments.results import results_document, run_curves
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
 from tamherd_jax.experiments.state import member_weights
+from tamherd_jax.experiments.writing import make_results, run_curves
 from tamherd_jax.reporting.run_files import arm_curve
 
 CONFIG = toy_config(probe="discriminative", probe_epochs=2, member_epochs=1, single_epochs=3)
@@ -40,9 +40,9 @@ def test_a_probe_of_its_own_is_charged_to_the_herd_alone(finished):
     np.testing.assert_array_equal(curves["discriminative/taken"], [[160, 320]] * 2)
     np.testing.assert_array_equal(curves["single/taken"], [[160, 320, 480]] * 2)
     np.testing.assert_array_equal(curves["herd/taken"], [[320 + 240 + 160]] * 2)
-    document = results_document(experiment.plan, experiment.state, curves)
-    assert document["ledger"]["taken"]["probe"] == [320, 320]
-    assert document["ledger"]["budget"]["probe"] == 320
+    document = make_results(experiment.plan, experiment.state, curves)
+    assert document.ledger.taken["probe"] == [320, 320]
+    assert document.ledger.budget["probe"] == 320
     steps, returns = arm_curve(document, curves, "herd")  # during the probe the herd's curve is its
     np.testing.assert_array_equal(steps, [160, 320, 720])
     np.testing.assert_array_equal(returns[:, :2], curves["discriminative/after"].mean(2))

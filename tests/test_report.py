@@ -1,6 +1,7 @@
 """report.html: self-contained, valid, and the same numbers as the result files; made again from these alone."""
 
 import csv
+import dataclasses
 import html.parser
 import io
 import json
@@ -146,7 +147,8 @@ def test_a_probe_of_its_own_is_no_control(tmp_path):
     write_synthetic_run(tmp_path, controls=("multitask", "random_assignment"))
     run = read_run_files(tmp_path)
     assert figures.paper_arms(run.results) == ["oracle", "single", "herd"]
-    run.results["config"]["probe"] = "multitask"
+    config = dataclasses.replace(run.results.config, probe="multitask")
+    run = dataclasses.replace(run, results=dataclasses.replace(run.results, config=config))
     assert figures.paper_arms(run.results) == ["oracle", "single", "herd", "multitask"]
     assert figures.control_arms(run.results) == ["herd", "random_assignment"]
     own = arm_curve(run.results, run.curves, "multitask")[1][:, :PROBE]

@@ -20,10 +20,10 @@ from toy_cli import put_toy
 from tamherd_jax import cli
 from tamherd_jax.codec import sealed
 from tamherd_jax.experiments.checkpoints import Checkpoints
-from tamherd_jax.experiments.results import write_results
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import apply_snapshot, join_snapshots, take_snapshot
 from tamherd_jax.experiments.state import RunState
+from tamherd_jax.experiments.writing import write_results
 from tamherd_jax.maml import MAMLConfig, TRPOConfig
 
 TESTS = Path(__file__).parent

@@ -158,8 +158,8 @@ def test_every_setting_becomes_a_run(swept, tmp_path):
     sweep, group, plan, state, _ = swept
     write_settings(sweep, group, plan, state, tmp_path)
     results, curves, _ = read_run(setting_directory(tmp_path, 7))
-    assert results["config"]["maml"]["trpo"]["max_kl"] == sweep.settings[7]["maml.trpo.max_kl"]
-    assert {row["seed"] for row in results["rows"]} == {0, 1}
+    assert results.config.maml.trpo.max_kl == sweep.settings[7]["maml.trpo.max_kl"]
+    assert {row.seed for row in results.rows} == {0, 1}
     np.testing.assert_array_equal(curves["herd/after"], state.curves["herd"].stacked()["after"][14:16])
     assert (setting_directory(tmp_path, 7) / "herd" / "seed-1" / "herd.json").exists()
 

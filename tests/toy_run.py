@@ -31,7 +31,7 @@ def main():
     from toy import toy_config, toy_experiment
 
     from tamherd_jax.experiments.checkpoints import Checkpoints
-    from tamherd_jax.experiments.results import write_results
+    from tamherd_jax.experiments.writing import write_results
 
     experiment = toy_experiment(toy_config(seeds=options.seeds), devices=jax.local_devices())
     checkpoints = Checkpoints(options.out / "checkpoints", options.every, warn=lambda line: print(line, flush=True))

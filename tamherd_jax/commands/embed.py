@@ -143,7 +143,7 @@ def stored(options: Embed, config: Any, configs: dict[str, Any]) -> Any:
         return None
     with mistakes_of_the_user():
         results, _, embeddings = read_run(options.directory)
-    modes = np.unique(results["task_set"]["body_of_task"], return_inverse=True)[1]
+    modes = np.unique(results.task_set.body_of_task, return_inverse=True)[1]
     (name,), rows, labels = configs, [], []
     for index, gram in enumerate(embeddings["gram"]):
         with mistakes_of_the_user():
@@ -153,7 +153,7 @@ def stored(options: Embed, config: Any, configs: dict[str, Any]) -> Any:
         row |= describe_clusters(found, embeddings["task"], modes)
         rows.append(row | {"reward_guard_rate": float(np.mean(embeddings["guard"][index])), "test": None})
     arrays = {f"{name}/{part}": embeddings[part] for part in ("gram", "guard")} | {f"{name}/labels": np.stack(labels)}
-    return arrays | {"task": embeddings["task"]}, rows, results["task_set"]["tasks"]
+    return arrays | {"task": embeddings["task"]}, rows, results.task_set.tasks
 
 
 def computed(options: Embed, config: Any, configs: dict[str, Any], directory: Path, console: Any) -> Any:

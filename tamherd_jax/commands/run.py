@@ -322,7 +322,7 @@ def gather_and_write(mine: Experiment, whole: Experiment, directory: Path) -> No
     from tamherd_jax.experiments.herds import write_herds
     from tamherd_jax.experiments.lifecycle import gather
     from tamherd_jax.experiments.recording import write_episodes
-    from tamherd_jax.experiments.results import write_results
+    from tamherd_jax.experiments.writing import write_results
 
     with writing_to(directory, f"make room, then {how_to_resume(directory)}"):
         write_herds(mine.plan, mine.state, directory)  # every process has the states of its own seeds only

@@ -9,8 +9,8 @@ import numpy as np
 
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import without_replay
-from tamherd_jax.experiments.results import excluded
 from tamherd_jax.experiments.state import RunState, member_counts
+from tamherd_jax.experiments.writing import excluded
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
 
 

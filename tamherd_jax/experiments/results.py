@@ -3,38 +3,66 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-import jax
 import numpy as np
 
-import tamherd_jax
-from tamherd_jax.codec import (
-    arrays_checksum,
-    one_line,
-    read_arrays,
-    read_json,
-    sealed,
-    unsealed,
-    write_arrays,
-    write_json,
-)
-from tamherd_jax.experiments.arms import EMBEDDINGS, PROBE, Arm
-from tamherd_jax.experiments.final_tests import FinalTests
-from tamherd_jax.experiments.ledger import taken_steps
-from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import float_arrays
-from tamherd_jax.experiments.state import RunState, budget_steps, member_counts
-from tamherd_jax.herd import clustering
-from tamherd_jax.herd.diagnostics import majority_modes
-from tamherd_jax.types import Document
+from tamherd_jax.codec import arrays_checksum, decode, read_arrays, read_json, unsealed
+from tamherd_jax.experiments.config import ExperimentConfig
 
 SCHEMA = 2
+SCHEMAS = {1: False, SCHEMA: True}
+"""Forms of results.json that can be read, and whether each has checksums; the first release wrote none."""
 RESULTS, CURVES, EMBEDDINGS_FILE, EPISODES = "results.json", "curves.npz", "embeddings.npz", "episodes.npz"
 ARMS = ("oracle", "single", "herd")
+"""The paper's arms, in its order."""
+
+Statistic: TypeAlias = Literal["best", "final", "last5", "before"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PackageEntry:
+    """The package that ran."""
+
+    name: str
+    version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSetSummary:
+    """The task set of a run.
+
+    Attributes:
+      name, version: Of the set.
+      tasks: `[N]` names of its tasks.
+      bodies: Names of its modes.
+      body_of_task: `[N]` the body of each task.
+    """
+
+    name: str
+    version: int
+    tasks: tuple[str, ...]
+    bodies: tuple[str, ...]
+    body_of_task: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReturnRow:
+    """One statistic of the meta-test returns of a seed's arm, the mean over a body's tasks.
+
+    Attributes:
+      seed, arm, body: Whose.
+      statistic: After adaptation the `best` epoch (of which the paper reports the median), the `final` epoch, and the mean of
+        the `last5` epochs; `before` adaptation, the mean of the last five epochs.
+      value: The return.
+    """
+
+    seed: int
+    arm: str
+    body: str
+    statistic: Statistic
+    value: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,24 +84,115 @@ class Exclusion:
     why: str
 
 
-def write_results(plan: Plan, state: RunState, directory: Path, final: FinalTests | None = None) -> None:
-    """Write the result files, each at once, `results.json` last: where it is, the run is finished.
+@dataclasses.dataclass(frozen=True)
+class ClusterSummary:
+    """How one seed's training tasks were clustered, and how test tasks were assigned.
 
-    It names the arrays that belong to it with their checksums, so that files of two runs are never read as one.
-
-    Raises:
-      OSError: A file cannot be written.
+    Attributes:
+      seed: The seed.
+      clusters: K.
+      failure: Why the tasks could not be clustered; None where they could.
+      tasks_in_cluster: By task, how often it is in each cluster, `[K]`.
+      adjusted_rand_index_bodies, purity_bodies: Of the clusters against the bodies.
+      adjusted_rand_index_tasks: Of the clusters against the tasks.
+      silhouette: By number of clusters; None where there is none.
+      scores: By name of a score and number of clusters.
+      reward_guard_rate: Share of the embedded tasks whose rewards have no positive maximum to be divided by.
+      assignment_accuracy: Share of the test tasks that got a member whose cluster is mostly of their body.
+      assignment_confidence, assignment_margin: Means over epochs and test tasks; see `herd.clustering.Assignment`.
+      assigned_to: By task, how often it was assigned to each member, `[K]`.
     """
-    curves, embeddings = run_curves(plan, state), embedding_arrays(plan, state)
-    write_arrays(directory / CURVES, curves)
-    write_arrays(directory / EMBEDDINGS_FILE, embeddings)
-    covered = {CURVES: arrays_checksum(curves), EMBEDDINGS_FILE: arrays_checksum(embeddings)}
-    if (directory / EPISODES).exists():
-        covered[EPISODES] = arrays_checksum(read_arrays(directory / EPISODES))
-    document = results_document(plan, state, curves)
-    if final is not None:
-        document["final_tests"] = final_document(final)
-    write_json(directory / RESULTS, sealed({**document, "arrays": covered}))
+
+    seed: int
+    clusters: int
+    failure: str | None
+    tasks_in_cluster: dict[str, list[int]]
+    adjusted_rand_index_bodies: float
+    purity_bodies: float
+    adjusted_rand_index_tasks: float
+    silhouette: dict[str, float | None]
+    scores: dict[str, dict[str, float | None]]
+    reward_guard_rate: float
+    assignment_accuracy: float
+    assignment_confidence: float | None
+    assignment_margin: float | None
+    assigned_to: dict[str, list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Environment steps per seed.
+
+    Attributes:
+      unit: What is counted.
+      budget: By part of the run, what it may take.
+      taken: By part, what each seed really took, `[S]`.
+      meta_updates: By arm that trains, meta-updates of a seed.
+    """
+
+    unit: str
+    budget: dict[str, int]
+    taken: dict[str, list[int]]
+    meta_updates: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalReturns:
+    """Tests after the last epoch; see `final_tests.FinalTests`.
+
+    Attributes:
+      task_set, tasks, bodies, shots: As there.
+      returns: By arm, `[S][N][k]`, None where not finite.
+    """
+
+    task_set: str
+    tasks: tuple[str, ...]
+    bodies: tuple[str, ...]
+    shots: tuple[int, ...]
+    returns: dict[str, list[Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """Content of results.json besides its form and checksums. Nothing in it depends on the clock.
+
+    Attributes:
+      package, versions: What ran, and on which libraries.
+      device: Kind of device.
+      physics: Name of the backend.
+      task_set: What was trained on.
+      config: Settings of the run.
+      rows: Returns by seed, arm, body and statistic.
+      excluded: What is left out of `rows`.
+      clusters: One entry a seed.
+      ledger: Environment steps.
+      nonfinite_episodes: By arm, episodes that ended because their state stopped being finite.
+      final_tests: Tests after the last epoch, where some were asked for.
+    """
+
+    package: PackageEntry
+    versions: dict[str, str]
+    device: str
+    physics: str
+    task_set: TaskSetSummary
+    config: ExperimentConfig
+    rows: tuple[ReturnRow, ...]
+    excluded: tuple[Exclusion, ...] = ()
+    clusters: tuple[ClusterSummary, ...]
+    ledger: Ledger
+    nonfinite_episodes: dict[str, int]
+    final_tests: FinalReturns | None = None
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms of the run: the paper's in its order, then the others in the file's."""
+        found = list(self.nonfinite_episodes)  # which has an entry for every arm
+        return [arm for arm in ARMS if arm in found] + [arm for arm in found if arm not in ARMS]
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """`[S]` the seeds."""
+        return self.config.first_seed + np.arange(self.config.seeds)
 
 
 def is_finished(directory: Path) -> bool:
@@ -85,269 +204,61 @@ def is_finished(directory: Path) -> bool:
     return True
 
 
-def run_curves(plan: Plan, state: RunState) -> dict[str, np.ndarray]:
-    """Return everything recorded, `ARM/QUANTITY` `[S, E, ...]`, and the x-axes `ARM/budget` `[E]` and `ARM/taken` `[S, E]`."""
-    stacked = {arm: own.stacked() for arm, own in state.curves.items()}
-    probe = probe_steps(plan, stacked[plan.probe_arm]["steps"])
-    curves = {f"{arm}/{name}": array for arm, own in stacked.items() for name, array in own.items()}
-    for name, arm in plan.arms.items():
-        curves[f"{name}/budget"] = budget_steps(plan, state, arm, stacked[name]["after"].shape[1])
-        first = {PROBE: probe, EMBEDDINGS: state.partitions[arm.partition].embedded.steps}
-        charged = [np.asarray(first[part]) for part in arm.charged]
-        curves[f"{name}/taken"] = taken_steps(stacked[arm.source]["steps"].sum(2), *charged)
-    return curves
-
-
-def probe_steps(plan: Plan, steps: np.ndarray) -> np.ndarray:
-    """Return the steps really taken to train the probe, `[S]`, from those of its arm's epochs `[S, E, A]`."""
-    taken: np.ndarray = steps[:, : plan.config.probe_epochs].sum((1, 2))
-    return taken
-
-
-def arm_names(plan: Plan) -> tuple[str, ...]:
-    """Return the arms in the order of the result files: the paper's three, then a probe of its own and the controls."""
-    return (*ARMS, *(name for name in plan.arms if name not in ARMS))
-
-
-def embedding_arrays(plan: Plan, state: RunState) -> dict[str, np.ndarray]:
-    """Return Gram matrices `[S, D, D]`, cluster labels `[S, D]`, task indices `[D]` and guards of the embedded tasks."""
-    found = state.partitions["trained"]
-    return {
-        "gram": np.asarray(found.embedded.gram),
-        "labels": np.stack([clusters.labels for clusters in found.clusters]),
-        "task": np.asarray(plan.embedded_task),
-        "guard": np.asarray(found.embedded.features.guard),
-    }
-
-
-def final_document(final: FinalTests) -> Document:
-    """Return the tests after the last epoch as results.json has them: by arm, returns `[S][N][k]`, null where not finite."""
-
-    def plain(values: np.ndarray) -> Any:
-        return [plain(one) for one in values] if values.ndim else _finite(float(values))
-
-    document = {field.name: getattr(final, field.name) for field in dataclasses.fields(final)}
-    return document | {"returns": {arm: plain(values) for arm, values in final.returns.items()}}
-
-
-def results_document(plan: Plan, state: RunState, curves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The content of results.json: provenance, one row per seed x arm x body x statistic, clusters, ledger.
-
-    Nothing in it depends on the clock: the same seed, machine and command give the same bytes.
-    """
-    task_set, config, left_out = plan.task_set, plan.config, excluded(plan, state)
-    return {
-        "schema": SCHEMA,
-        "package": {"name": "tamherd-jax", "version": tamherd_jax.__version__},
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("jax", "flax", "brax", "mujoco", "mujoco-mjx", "numpy")
-        },
-        "device": jax.devices()[0].device_kind,
-        "physics": plan.env.backend,
-        "task_set": {
-            "name": task_set.name,
-            "version": task_set.version,
-            "tasks": list(task_set.task_names),
-            "bodies": list(task_set.mode_names),
-            "body_of_task": [task_set.mode_names[mode] for mode in task_set.modes],
-        },
-        "config": config.to_json(),
-        "rows": statistic_rows(plan, curves, left_out),
-        "excluded": [dataclasses.asdict(entry) for entry in left_out],
-        "clusters": [cluster_summary(plan, state, curves, i) for i in range(len(plan.seeds))],
-        "ledger": ledger(plan, state, curves),
-        "nonfinite_episodes": {
-            name: int(curves[f"{plan.arms[name].source}/nonfinite"].sum() + curves[f"{name}/test_nonfinite"].sum())
-            for name in arm_names(plan)
-        },
-    }
-
-
-def statistic_rows(plan: Plan, curves: dict[str, np.ndarray], left_out: list[Exclusion]) -> list[dict[str, Any]]:
-    """Meta-test returns per seed, arm and body (mean over the body's tasks).
-
-    After adaptation: `best` epoch (of which the paper reports the median), `final` epoch, `last5` mean of the last five
-    epochs. Before adaptation: `before`, mean of the last five epochs. A seed's arm that is `left_out` has no rows.
-    """
-    rows, skipped = [], {(entry.seed, entry.arm) for entry in left_out}
-    for arm in arm_names(plan):
-        for mode, body in enumerate(plan.task_set.mode_names):
-            tasks = plan.task_set.modes == mode
-            after = curves[f"{arm}/after"][:, :, tasks].mean(2)
-            before = curves[f"{arm}/before"][:, :, tasks].mean(2)
-            statistics = {
-                "best": after.max(1),
-                "final": after[:, -1],
-                "last5": after[:, -5:].mean(1),
-                "before": before[:, -5:].mean(1),
-            }
-            for index, seed in enumerate(plan.seeds):
-                if (int(seed), arm) in skipped:
-                    continue
-                for name, values in statistics.items():
-                    rows.append({"seed": int(seed), "arm": arm, "body": body, "statistic": name, "value": float(values[index])})
-    return rows
-
-
-def excluded(plan: Plan, state: RunState) -> list[Exclusion]:
-    """Return which seed's arm is left out of the statistics, since which epoch and why.
-
-    A learner whose state became non-finite was frozen; its seed's arm does not count. A herd depends on its probe and on its
-    clusters besides.
-    """
-    entries = []
-    herds = [arm.name for arm in plan.arms.values() if PROBE in arm.charged]
-    for name in arm_names(plan):
-        for index, learner, epoch, why in _faults(plan, state, plan.arms[name].source):
-            seed = int(plan.seeds[index])
-            entries.append(Exclusion(seed, name, learner, epoch, why))
-            if name == plan.probe_arm and epoch <= plan.config.probe_epochs:
-                entries += [Exclusion(seed, herd, None, epoch, f"its probe: {why}") for herd in herds]
-    entries += _nonfinite_returns(plan, state, {(entry.seed, entry.arm) for entry in entries})
-    for name in (name for name in arm_names(plan) if plan.arms[name].charged):
-        for index, why in sorted(state.partitions[plan.arms[name].partition].failures.items()):
-            entries.append(Exclusion(int(plan.seeds[index]), name, None, 0, why))
-    return entries
-
-
-def _faults(plan: Plan, state: RunState, arm: str) -> Iterator[tuple[int, int, int, str]]:
-    """Yield index of the seed, learner, epoch and reason of each learner of an arm that was frozen."""
-    faults, names = np.stack(state.curves_of(arm).fault, 1), float_arrays(plan)  # [S, E, A]
-    for index, learner in np.argwhere(faults[:, -1] >= 0):
-        epoch = int(np.argmax(faults[index, :, learner] >= 0)) + 1
-        yield int(index), int(learner), epoch, f"{names[faults[index, -1, learner]]} is not finite"
-
-
-def _nonfinite_returns(plan: Plan, state: RunState, known: set[tuple[int, str]]) -> list[Exclusion]:
-    """Return the exclusions of arms whose meta-test returns are not finite, as an environment may give them."""
-    entries = []
-    for name in arm_names(plan):
-        curves = state.curves_of(name)
-        finite = np.stack([np.isfinite(np.asarray(r)).all(1) for r in map(np.add, curves.before, curves.after)], 1)
-        for index in np.flatnonzero(~finite.all(1)):
-            if (seed := int(plan.seeds[index])) not in {s for s, arm in known if arm == name}:
-                epoch = int(np.argmin(finite[index])) + 1
-                entries.append(Exclusion(seed, name, None, epoch, "its returns in the meta-test are not finite"))
-    return entries
-
-
-def _finite(value: float) -> float | None:
-    """Return a number as JSON has it: None where it is not finite."""
-    return float(value) if np.isfinite(value) else None
-
-
-def cluster_summary(plan: Plan, state: RunState, curves: dict[str, np.ndarray], index: int) -> dict[str, Any]:
-    """How one seed's tasks were clustered and how test tasks were assigned."""
-    found, task_set, tasks = state.partitions["trained"], plan.task_set, np.asarray(plan.embedded_task)
-    clusters = found.clusters[index]
-    modes = task_set.modes[tasks]
-    share = curves["herd/share"][index, :, :, : clusters.k]  # [E, N, K], of the repeats of a meta-test
-    margin = float(curves["herd/margin"][index].mean())
-    repeats = plan.config.test_repeats
-    counts = {
-        name: [int(np.sum((tasks == n) & (clusters.labels == k))) for k in range(clusters.k)]
-        for n, name in enumerate(task_set.task_names)
-    }
-    # A cluster stands for the body of most of its tasks; assignment is right where that is the test task's.
-    majority = majority_modes(clusters.labels, modes)
-    return {
-        "seed": int(plan.seeds[index]),
-        "clusters": clusters.k,
-        "failure": found.failures.get(index),
-        "tasks_in_cluster": counts,
-        "adjusted_rand_index_bodies": clustering.adjusted_rand(clusters.labels, modes),
-        "purity_bodies": clustering.purity(clusters.labels, modes),
-        "adjusted_rand_index_tasks": clustering.adjusted_rand(clusters.labels, tasks),
-        "silhouette": {str(k): _finite(v) for k, v in clusters.scores["silhouette"].items()},
-        "scores": {name: {str(k): _finite(v) for k, v in values.items()} for name, values in clusters.scores.items()},
-        "reward_guard_rate": float(np.mean(found.embedded.features.guard[index])),
-        "assignment_accuracy": float(np.mean(np.sum(share * (majority == task_set.modes[:, None]), -1))),
-        "assignment_confidence": _finite(curves["herd/confidence"][index].mean()),
-        "assignment_margin": _finite(margin),  # there is none between one cluster and itself
-        "assigned_to": {
-            name: [round(float(times) * repeats) for times in share[:, n].sum(0)] for n, name in enumerate(task_set.task_names)
-        },
-    }
-
-
-def mean_learners(plan: Plan, state: RunState, arm: Arm) -> int:
-    """Return how many learners an arm trains a seed; where seeds differ, their mean, rounded."""
-    return round(float(member_counts(plan, state, arm.partition).mean())) if arm.grouped else arm.size
-
-
-def ledger(plan: Plan, state: RunState, curves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return environment steps per seed: the budget of each part, and what was really taken."""
-    budget = plan.budget
-    return {
-        "unit": "environment step = one action",
-        "budget": {
-            "probe": budget.probe,
-            "embedding": budget.embedding,
-            **{arm: int(curves[f"{arm}/budget"][-1]) for arm in arm_names(plan)},
-        },
-        "taken": {
-            "probe": probe_steps(plan, curves[f"{plan.probe_arm}/steps"]).astype(int).tolist(),
-            "embedding": np.asarray(state.partitions["trained"].embedded.steps).astype(int).tolist(),
-            **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in arm_names(plan)},
-        },
-        "meta_updates": {
-            name: curves[f"{name}/steps"].shape[1]
-            * mean_learners(plan, state, arm)
-            * getattr(arm.learner, "updates_per_epoch", 1)
-            for name, arm in plan.arms.items()
-            if arm.trains
-        },
-    }
-
-
-def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return results.json, curves and embeddings of a finished run.
+def read_run(directory: Path) -> tuple[Results, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return results, curves and embeddings of a finished run.
 
     Raises:
       ValueError: In one line, if the directory holds none, or a file is damaged, of another version or of another run.
     """
+    where = directory / RESULTS
     try:
-        document = read_json(directory / RESULTS)
-        results = unsealed(document, directory / RESULTS, {1: False, SCHEMA: True}, name="schema")
+        document = read_json(where)
+        body = unsealed(document, where, SCHEMAS, name="schema")
         curves, embeddings = (read_arrays(directory / name) for name in (CURVES, EMBEDDINGS_FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{directory} holds no finished run: {Path(error.filename).name} is missing") from error
-    covered = results.pop("arrays", None)
-    if document["schema"] == SCHEMA:
+    covered = body.pop("arrays", None)
+    if SCHEMAS[document["schema"]]:
         for name, arrays in ((CURVES, curves), (EMBEDDINGS_FILE, embeddings)):
             if not isinstance(covered, dict) or covered.get(name) != arrays_checksum(arrays):
                 raise ValueError(f"{directory}: {name} and {RESULTS} are not of the same run, or {name} is damaged")
-    check_results(results, curves, embeddings, directory)
-    results["schema"] = document["schema"]
+    try:
+        results = decode(Results, body)
+        check_parts(results)
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {error}") from error
+    check_axes(results, curves, embeddings, directory)
     return results, curves, embeddings
 
 
-def check_results(results: Document, curves: dict[str, np.ndarray], embeddings: dict[str, np.ndarray], directory: Path) -> None:
-    """Check that results, curves and embeddings are of one run: their parts, and the axes of their arrays.
+def check_parts(results: Results) -> None:
+    """Check that the parts of results.json belong together.
 
     Raises:
       ValueError: In one line.
     """
-    where = directory / RESULTS
-    try:
-        seeds, tasks = results["config"]["seeds"], len(results["task_set"]["tasks"])
-        arms = list(results["nonfinite_episodes"])
-        bodies = set(results["task_set"]["bodies"])
-        fits = len(results["clusters"]) == seeds and len(results["task_set"]["body_of_task"]) == tasks
-        fits &= all({"seed", "value", "statistic"} <= set(row) and row["arm"] in arms for row in results["rows"])
-        fits &= all(row["body"] in bodies for row in results["rows"])
-        fits &= {"budget", "taken"} <= set(results["ledger"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where} is damaged: it lacks or has in another form {one_line(error)}") from error
+    config, task_set, arms = results.config, results.task_set, set(results.nonfinite_episodes)
+    fits = len(results.clusters) == config.seeds and len(task_set.body_of_task) == len(task_set.tasks)
+    fits &= all(row.arm in arms and row.body in task_set.bodies for row in results.rows)
+    fits &= all(entry.arm in arms for entry in results.excluded) and set(results.ledger.budget) == set(results.ledger.taken)
+    fits &= all(set(summary.tasks_in_cluster) == set(task_set.tasks) for summary in results.clusters)
     if not fits:
-        raise ValueError(f"{where} is damaged: its parts do not belong together")
-    for arm in arms:
+        raise ValueError("its parts do not belong together")
+
+
+def check_axes(results: Results, curves: dict[str, np.ndarray], embeddings: dict[str, np.ndarray], directory: Path) -> None:
+    """Check that the arrays are there and have the axes that the results say.
+
+    Raises:
+      ValueError: In one line.
+    """
+    seeds, tasks = results.config.seeds, len(results.task_set.tasks)
+    for arm in results.arms:
         for name in ("after", "before", "budget", "taken"):
             array = curves.get(f"{arm}/{name}")
             if array is None:
                 raise ValueError(f"{directory}: {CURVES} lacks {arm}/{name}, so it is of another run")
-            shape = {"budget": (), "taken": (seeds,)}.get(name, (seeds,))
-            right = array.shape[:1] == shape or name == "budget"
+            right = name == "budget" or array.shape[:1] == (seeds,)
             right &= name not in ("after", "before") or array.shape[2:] == (tasks,)
             if not right:
                 raise ValueError(f"{directory}: {arm}/{name} in {CURVES} has shape {array.shape}: it is of another run")

@@ -17,9 +17,9 @@ from tamherd_jax.experiments.herds import trained_herd, write_herds
 from tamherd_jax.experiments.plan import make_plan
 from tamherd_jax.experiments.programs import make_programs
 from tamherd_jax.experiments.recording import write_episodes
-from tamherd_jax.experiments.results import write_results
 from tamherd_jax.experiments.run import Progress, is_trained, run, train_probes
 from tamherd_jax.experiments.state import RunState
+from tamherd_jax.experiments.writing import write_results
 from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.types import TaskEnv
 

@@ -19,9 +19,9 @@ from tamherd_jax.experiments.herds import write_herds
 from tamherd_jax.experiments.learners import number_names
 from tamherd_jax.experiments.plan import Plan, make_plan
 from tamherd_jax.experiments.programs import init_learner, without_replay
-from tamherd_jax.experiments.results import write_results
 from tamherd_jax.experiments.settings import flat_settings, parse_value, unknown_setting, with_settings
 from tamherd_jax.experiments.state import Partition, RunState
+from tamherd_jax.experiments.writing import write_results
 
 FORMAT = 1
 FILE = "sweep.json"

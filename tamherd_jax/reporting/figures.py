@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from threadpoolctl import threadpool_limits
 
+from tamherd_jax.experiments.results import ARMS, Results
 from tamherd_jax.reporting.embedding_figures import principal_plane, tsne_plane
-from tamherd_jax.reporting.run_files import ARMS, arm_curve, arm_title, arms, included, own_probe
-from tamherd_jax.types import Document
+from tamherd_jax.reporting.run_files import arm_curve, arm_title, included, own_probe
 
 INK, GRID = "#010101", "#b9b9b9"
 COLOURS = ("#1f77b4", "#e6750a", "#2a9134", "#b83280", "#7b61c9", "#8c6239", "#0f8b8d", "#a1260d")
@@ -42,30 +42,30 @@ Draw = Callable[[Axes], None]
 """Draws on a matplotlib `Axes`."""
 
 
-def arm_style(results: Document, arm: str) -> dict[str, Any]:
+def arm_style(results: Results, arm: str) -> dict[str, Any]:
     """Colour and line of an arm: the paper's for its three, dashed colours of their own for others."""
     if arm == "oracle":
         return {"color": INK, "linestyle": ":"}
     if arm in ARMS:
         return {"color": COLOURS[("single", "herd").index(arm)], "linestyle": "-"}
-    others = [name for name in arms(results) if name not in ARMS]
+    others = [name for name in results.arms if name not in ARMS]
     return {"color": COLOURS[2 + others.index(arm) % (len(COLOURS) - 2)], "linestyle": "--"}
 
 
-def paper_arms(results: Document) -> list[str]:
+def paper_arms(results: Results) -> list[str]:
     """The arms of Figure 2, and a probe of its own, with whose curve the herd's begins."""
     shown = (*ARMS, own_probe(results))
-    return [arm for arm in arms(results) if arm in shown]
+    return [arm for arm in results.arms if arm in shown]
 
 
-def control_arms(results: Document) -> list[str]:
+def control_arms(results: Results) -> list[str]:
     """The herd and its controls; empty without any."""
     main = paper_arms(results)
-    controls = [arm for arm in arms(results) if arm not in main]
+    controls = [arm for arm in results.arms if arm not in main]
     return ["herd", *controls] if controls else []
 
 
-def curve_panels(results: Document, curves: dict[str, np.ndarray], shown: list[str]) -> dict[str, Draw]:
+def curve_panels(results: Results, curves: dict[str, np.ndarray], shown: list[str]) -> dict[str, Draw]:
     """Figure 2 of some arms, a panel for all tasks and one per body: title to what draws it.
 
     Meta-test return after adaptation against all environment steps, mean and one standard deviation over the seeds that count.
@@ -88,21 +88,21 @@ def curve_panels(results: Document, curves: dict[str, np.ndarray], shown: list[s
 
         return on
 
-    return {"all tasks": draw(None)} | {body: draw(body) for body in results["task_set"]["bodies"]}
+    return {"all tasks": draw(None)} | {body: draw(body) for body in results.task_set.bodies}
 
 
-def learning_curves(results: Document, curves: dict[str, np.ndarray], path: Path) -> None:
+def learning_curves(results: Results, curves: dict[str, np.ndarray], path: Path) -> None:
     """Figure 2 as a PNG file: `curve_panels` of the paper's arms side by side."""
     save_row(curve_panels(results, curves, paper_arms(results)), path, height=3.8)
 
 
-def control_curves(results: Document, curves: dict[str, np.ndarray], path: Path) -> None:
+def control_curves(results: Results, curves: dict[str, np.ndarray], path: Path) -> None:
     """The herd against its controls as a PNG file; none without controls."""
     if shown := control_arms(results):
         save_row(curve_panels(results, curves, shown), path, height=3.8)
 
 
-def adaptation_panel(results: Document, curves: dict[str, np.ndarray], arm: str) -> Draw:
+def adaptation_panel(results: Results, curves: dict[str, np.ndarray], arm: str) -> Draw:
     """Return of every task before and after adaptation (mean of the last five epochs): dot and bar a task, mean and standard
     deviation over the seeds that count.
     """
@@ -120,40 +120,40 @@ def adaptation_panel(results: Document, curves: dict[str, np.ndarray], arm: str)
         for offset, values, style, label in drawn:
             deviations = values.std(0) if len(values) > 1 else None
             axis.errorbar(values.mean(0), rows + offset, xerr=deviations, fmt="o", color=colour, label=label, **style)
-        axis.set(yticks=rows, yticklabels=results["task_set"]["tasks"], xlabel="return")
+        axis.set(yticks=rows, yticklabels=results.task_set.tasks, xlabel="return")
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.legend(frameon=False)
 
     return on
 
 
-def adaptation(results: Document, curves: dict[str, np.ndarray], arm: str) -> dict[str, np.ndarray]:
+def adaptation(results: Results, curves: dict[str, np.ndarray], arm: str) -> dict[str, np.ndarray]:
     """`before` and `after` `[S', N]`: mean return of the last five epochs by seed that counts and task."""
     rows = included(results, arm)
     return {kind: curves[f"{arm}/{kind}"][rows, -5:].mean(1) for kind in ("before", "after")}
 
 
 def embedding_panels(
-    results: Document, embeddings: dict[str, np.ndarray], seeds: int = 4, projection: str = "pca"
+    results: Results, embeddings: dict[str, np.ndarray], seeds: int = 4, projection: str = "pca"
 ) -> dict[str, Draw]:
     """Figure 3 (`pca`) or 4 (`tsne`) of the embedded training tasks, a panel a seed: colour the task, marker the cluster."""
-    clustered = [index for index, row in enumerate(results["clusters"]) if not row["failure"]][:seeds]
+    clustered = [index for index, row in enumerate(results.clusters) if not row.failure][:seeds]
     return {embedding_title(results, index): _embedding_panel(results, embeddings, index, projection) for index in clustered}
 
 
-def embedding_title(results: Document, index: int) -> str:
+def embedding_title(results: Results, index: int) -> str:
     """Heading of one seed's map."""
-    summary = results["clusters"][index]
-    return f"seed {summary['seed']}: Rand index {summary['adjusted_rand_index_bodies']:.2f}"
+    summary = results.clusters[index]
+    return f"seed {summary.seed}: Rand index {summary.adjusted_rand_index_bodies:.2f}"
 
 
-def _embedding_panel(results: Document, embeddings: dict[str, np.ndarray], index: int, projection: str) -> Draw:
+def _embedding_panel(results: Results, embeddings: dict[str, np.ndarray], index: int, projection: str) -> Draw:
     def on(axis: Axes) -> None:
         project, name = {"pca": (principal_plane, "principal coordinate"), "tsne": (tsne_plane, "t-SNE")}[projection]
         with threadpool_limits(1):  # t-SNE of tens of points: its threads would wait for each other ten times longer
             points = project(np.asarray(embeddings["gram"][index], float))
         labels = embeddings["labels"][index]
-        for task, title in enumerate(results["task_set"]["tasks"]):
+        for task, title in enumerate(results.task_set.tasks):
             for k in np.unique(labels[embeddings["task"] == task]):
                 inside = (embeddings["task"] == task) & (labels == k)
                 look: dict[str, Any] = {
@@ -168,7 +168,7 @@ def _embedding_panel(results: Document, embeddings: dict[str, np.ndarray], index
     return on
 
 
-def embedding_map(results: Document, embeddings: dict[str, np.ndarray], path: Path, seeds: int = 4) -> None:
+def embedding_map(results: Results, embeddings: dict[str, np.ndarray], path: Path, seeds: int = 4) -> None:
     """`embedding_panels` as a PNG file; none where no seed could be clustered."""
     panels = embedding_panels(results, embeddings, seeds)
     if panels:

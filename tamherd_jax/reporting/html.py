@@ -11,12 +11,12 @@ from typing import Any
 
 import jinja2
 
-from tamherd_jax.codec import write_atomically
+from tamherd_jax.codec import encode, write_atomically
+from tamherd_jax.experiments.results import Results
 from tamherd_jax.reporting import figures, paper, statistics, views
 from tamherd_jax.reporting.animation import player_data
 from tamherd_jax.reporting.run_files import RunFiles, algorithm_of, arm_title
 from tamherd_jax.reporting.tables import interval, left_out_text, number, paper_table_number, seeds_text
-from tamherd_jax.types import Document
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -35,7 +35,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
     summaries, comparisons = analysis.summaries, analysis.comparisons
     return render(
         "report.html.j2",
-        title=f"Taming the Herd on {results['task_set']['name']}: {results['config']['preset']}",
+        title=f"Taming the Herd on {results.task_set.name}: {results.config.preset}",
         subtitle=subtitle(results),
         verdict=views.verdict(run, summaries, comparisons),
         cards=cards(results, summaries, comparisons),
@@ -58,7 +58,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         versions=versions(results),
         command=f"tamherd report {shlex.quote(str(run.directory))}",
         report_script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
-        embedding_text=", ".join(f"{name} {value}" for name, value in results["config"].get("embedding", {}).items()),
+        embedding_text=", ".join(f"{name} {value}" for name, value in encode(results.config.embedding).items()),
         **drawings(run),
         **player(run),
     )
@@ -125,25 +125,21 @@ def script_json(data: Any) -> str:
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def subtitle(results: Document) -> str:
+def subtitle(results: Results) -> str:
     """Seeds, epochs, physics and device in a line."""
-    c = results["config"]
-    parts = [
-        algorithm_of(results).title,
-        seeds_text(c["seeds"]),
-        f"{c['member_epochs']} epoch{'s' * (c['member_epochs'] != 1)}",
-    ]
-    return " · ".join([*parts, f"physics {results['physics']}", f"device {results['device']}"])
+    epochs = results.config.member_epochs
+    parts = [algorithm_of(results).title, seeds_text(results.config.seeds), f"{epochs} epoch{'s' * (epochs != 1)}"]
+    return " · ".join([*parts, f"physics {results.physics}", f"device {results.device}"])
 
 
-def versions(results: Document) -> str:
+def versions(results: Results) -> str:
     """The package's version and those of what it stands on."""
-    package = results["package"]
-    return ", ".join([f"{package['name']} {package['version']}", *(f"{n} {v}" for n, v in results["versions"].items())])
+    package = results.package
+    return ", ".join([f"{package.name} {package.version}", *(f"{n} {v}" for n, v in results.versions.items())])
 
 
 def cards(
-    results: Document, summaries: list[statistics.ArmSummary], comparisons: list[statistics.Comparison]
+    results: Results, summaries: list[statistics.ArmSummary], comparisons: list[statistics.Comparison]
 ) -> list[dict[str, str]]:
     """The few numbers at the top."""
     cards = [
@@ -155,7 +151,7 @@ def cards(
         probability = comparisons[-1].probability
         text = interval(probability, 2) or "one seed"
         cards.append({"title": "P(herd > single)", "value": f"{probability.value:.2f}", "small": text})
-    accuracy = [row["assignment_accuracy"] for row in results["clusters"] if not row["failure"]]
+    accuracy = [row.assignment_accuracy for row in results.clusters if not row.failure]
     if accuracy:
         share = sum(accuracy) / len(accuracy)
         cards.append({"title": "Assigned right", "value": f"{share:.0%}", "small": "test tasks, all epochs"})

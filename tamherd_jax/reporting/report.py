@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 from rich.console import Console
 
-from tamherd_jax.codec import one_line
+from tamherd_jax.experiments.results import Results, ReturnRow
 from tamherd_jax.reporting import figures, html, statistics, tables
-from tamherd_jax.reporting.run_files import RunFiles, arms, left_out, read_run_files, seeds
-from tamherd_jax.types import Document
+from tamherd_jax.reporting.run_files import RunFiles, left_out, read_run_files
 
 
 def print_tables(run: RunFiles, analysis: statistics.Analysis, console: Console) -> None:
@@ -55,19 +55,14 @@ def make_report(directory: Path, console: Console) -> Path:
         return write_report(run, analysis)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), error.filename or str(directory)) from error
-    except (LookupError, TypeError, AttributeError) as error:
-        if run.sealed:
-            raise
-        # Files of the first release have no checksum: what is damaged in them shows only where it is needed.
-        raise ValueError(f"{directory}/results.json is damaged: {one_line(error)}") from error
 
 
-def write_rows_csv(results: Document, path: Path) -> None:
+def write_rows_csv(results: Results, path: Path) -> None:
     """The rows of results.json: `seed, arm, body, statistic, value`."""
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("seed", "arm", "body", "statistic", "value"), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(results["rows"])
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in dataclasses.fields(ReturnRow))
+        writer.writerows(map(dataclasses.astuple, results.rows))
 
 
 def write_curves_csv(run: RunFiles, path: Path) -> None:
@@ -75,14 +70,14 @@ def write_curves_csv(run: RunFiles, path: Path) -> None:
 
     `budget` and `taken` are the arm's environment steps after the epoch; `excluded` marks seeds that no statistic counts.
     """
-    names, bodies = (run.results["task_set"][key] for key in ("tasks", "body_of_task"))
+    names, bodies = run.results.task_set.tasks, run.results.task_set.body_of_task
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("arm", "seed", "epoch", "budget", "taken", "task", "body", "before", "after", "excluded"))
-        for arm in arms(run.results):
+        for arm in run.results.arms:
             before, after, budget = (run.curves[f"{arm}/{key}"] for key in ("before", "after", "budget"))
             taken, lost = run.curves[f"{arm}/taken"], left_out(run.results, arm)
-            for s, seed in enumerate(seeds(run.results).tolist()):
+            for s, seed in enumerate(run.results.seeds.tolist()):
                 writer.writerows(
                     (
                         arm,

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from tamherd_jax.codec import read_arrays
-from tamherd_jax.experiments.results import ARMS, SCHEMA, read_run
+from tamherd_jax.experiments.results import Results, read_run
 from tamherd_jax.physics.bodies import FRAME_SKIP, TIMESTEP
-from tamherd_jax.registry.algorithms import DEFAULT_ALGORITHM, Algorithm, get_algorithm
-from tamherd_jax.types import Document
+from tamherd_jax.registry.algorithms import Algorithm, get_algorithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,21 +21,19 @@ class RunFiles:
 
     Attributes:
       directory: where they lie.
-      results: `results.json`.
+      results: what `results.json` holds.
       curves: `curves.npz`, `arm/quantity` to `[S, E, ...]`.
       embeddings: `embeddings.npz`.
       episodes: `episodes.npz`, recorded episodes; None where the run left none.
       log: lines of `log.jsonl`; empty where there is none.
-      sealed: whether the files carry checksums, which they have passed.
     """
 
     directory: Path
-    results: Document
+    results: Results
     curves: dict[str, np.ndarray]
     embeddings: dict[str, np.ndarray]
     episodes: dict[str, np.ndarray] | None
     log: tuple[dict[str, Any], ...]
-    sealed: bool = True
 
 
 def read_run_files(directory: Path) -> RunFiles:
@@ -47,7 +44,7 @@ def read_run_files(directory: Path) -> RunFiles:
     """
     results, curves, embeddings = read_run(directory)
     episodes, log = read_episodes(directory), read_log(directory)
-    return RunFiles(directory, results, curves, embeddings, episodes, log, sealed=results["schema"] == SCHEMA)
+    return RunFiles(directory, results, curves, embeddings, episodes, log)
 
 
 def read_episodes(directory: Path) -> dict[str, np.ndarray] | None:
@@ -101,63 +98,46 @@ def read_log(directory: Path) -> tuple[dict[str, Any], ...]:
     return tuple(records)
 
 
-def arms(results: Document) -> list[str]:
-    """The arms of a run: the paper's in its order, then the others in the file's."""
-    found = list(results["nonfinite_episodes"])  # which has an entry for every arm
-    return [arm for arm in ARMS if arm in found] + [arm for arm in found if arm not in ARMS]
-
-
-def own_probe(results: Document) -> str | None:
+def own_probe(results: Results) -> str | None:
     """The arm that is the herd's probe, where that is not the single learner stopped early."""
-    kind = results["config"].get("probe")
-    return kind if kind in arms(results) else None
+    return results.config.probe if results.config.probe in results.arms else None
 
 
-def algorithm_of(results: Document) -> Algorithm:
-    """Return the registry entry of a run's algorithm; files without one are of the first.
-
-    Raises:
-      ValueError: the registry has no such algorithm.
-    """
-    return get_algorithm(results["config"].get("algorithm", DEFAULT_ALGORITHM))
+def algorithm_of(results: Results) -> Algorithm:
+    """Return the registry entry of a run's algorithm."""
+    return get_algorithm(results.config.algorithm)
 
 
-def arm_title(results: Document, arm: str) -> str:
+def arm_title(results: Results, arm: str) -> str:
     """Heading of an arm, for instance `Herd of MAMLs`."""
     titles = {"oracle": "Oracle", "single": "Single", "herd": algorithm_of(results).herd_title}
     return titles.get(arm, arm.replace("_", " ").replace("-", " ").capitalize())
 
 
-def seeds(results: Document) -> np.ndarray:
-    """`[S]` the seeds."""
-    first = results["config"]["first_seed"]
-    return np.arange(first, first + results["config"]["seeds"])
-
-
-def left_out(results: Document, arm: str) -> list[int]:
+def left_out(results: Results, arm: str) -> list[int]:
     """Seeds of an arm that are excluded from the statistics, in order."""
-    return sorted({entry["seed"] for entry in results.get("excluded", []) if entry["arm"] == arm})
+    return sorted({entry.seed for entry in results.excluded if entry.arm == arm})
 
 
-def included(results: Document, arm: str) -> np.ndarray:
+def included(results: Results, arm: str) -> np.ndarray:
     """`[S]` bool, the seeds that count for an arm."""
-    return ~np.isin(seeds(results), left_out(results, arm))
+    return ~np.isin(results.seeds, left_out(results, arm))
 
 
-def seed_values(results: Document, arm: str, body: str, statistic: str) -> dict[int, float]:
+def seed_values(results: Results, arm: str, body: str, statistic: str) -> dict[int, float]:
     """One statistic of an arm on a body by seed; seeds left out are missing."""
     wanted = (arm, body, statistic)
-    return {r["seed"]: r["value"] for r in results["rows"] if (r["arm"], r["body"], r["statistic"]) == wanted}
+    return {row.seed: row.value for row in results.rows if (row.arm, row.body, row.statistic) == wanted}
 
 
-def tasks_of(results: Document, body: str | None) -> np.ndarray:
+def tasks_of(results: Results, body: str | None) -> np.ndarray:
     """`[N]` bool, the tasks of a body; all of them for None."""
-    bodies = np.array(results["task_set"]["body_of_task"])
+    bodies = np.array(results.task_set.body_of_task)
     return np.ones(len(bodies), bool) if body is None else bodies == body
 
 
 def arm_curve(
-    results: Document, curves: dict[str, np.ndarray], arm: str, body: str | None = None
+    results: Results, curves: dict[str, np.ndarray], arm: str, body: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Steps of the budget `[E]` and mean return after adaptation `[S', E]` of the seeds that count, for a body or all tasks.
 
@@ -167,7 +147,7 @@ def arm_curve(
     returns = curves[f"{arm}/after"][:, :, tasks].mean(2)
     steps = curves[f"{arm}/budget"]
     if arm == "herd":
-        probe = results["config"]["probe_epochs"]
+        probe = results.config.probe_epochs
         source = own_probe(results) or "single"
         returns = np.concatenate([curves[f"{source}/after"][:, :probe, tasks].mean(2), returns], 1)
         steps = np.concatenate([curves[f"{source}/budget"][:probe], steps])

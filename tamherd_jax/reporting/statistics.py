@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from tamherd_jax.reporting.run_files import arm_curve, arms, included, seed_values, seeds
-from tamherd_jax.types import Document
+from tamherd_jax.experiments.results import Results
+from tamherd_jax.reporting.run_files import arm_curve, included, seed_values
 
 CONFIDENCE = 0.95
 RESAMPLES = 5000
@@ -112,7 +112,7 @@ def mean_difference(strata: Sequence[np.ndarray]) -> Estimate:
 
 
 def mean_over_training(
-    results: Document, curves: dict[str, np.ndarray], arm: str, body: str, horizon: float
+    results: Results, curves: dict[str, np.ndarray], arm: str, body: str, horizon: float
 ) -> dict[int, float]:
     """Mean of an arm's curve over its environment steps up to `horizon`, by seed: how good it was all along.
 
@@ -122,7 +122,7 @@ def mean_over_training(
     grid = np.unique(np.append(steps[steps < horizon], min(horizon, steps[-1])))
     at_grid = np.array([np.interp(grid, steps, row) for row in returns]).reshape(-1, len(grid))
     means = np.trapezoid(at_grid, grid, axis=1) / (grid[-1] - grid[0]) if len(grid) > 1 else at_grid[:, 0]
-    return dict(zip(seeds(results)[included(results, arm)].tolist(), means.tolist(), strict=True))
+    return dict(zip(results.seeds[included(results, arm)].tolist(), means.tolist(), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,14 +165,14 @@ class Comparison:
     difference_along: Estimate
 
 
-def summarize(results: Document) -> list[ArmSummary]:
+def summarize(results: Results) -> list[ArmSummary]:
     """Every arm on every body and on all."""
-    bodies = results["task_set"]["bodies"]
-    return [_summary(results, arm, body) for body in [*bodies, None] for arm in arms(results)]
+    bodies = results.task_set.bodies
+    return [_summary(results, arm, body) for body in [*bodies, None] for arm in results.arms]
 
 
-def _summary(results: Document, arm: str, body: str | None) -> ArmSummary:
-    bodies = results["task_set"]["bodies"] if body is None else [body]
+def _summary(results: Results, arm: str, body: str | None) -> ArmSummary:
+    bodies = results.task_set.bodies if body is None else [body]
 
     def strata(statistic: str) -> list[np.ndarray]:
         return [np.array(list(seed_values(results, arm, b, statistic).values())) for b in bodies]
@@ -189,9 +189,9 @@ def _summary(results: Document, arm: str, body: str | None) -> ArmSummary:
     )
 
 
-def compare(results: Document, curves: dict[str, np.ndarray], first: str = "herd", second: str = "single") -> list[Comparison]:
+def compare(results: Results, curves: dict[str, np.ndarray], first: str = "herd", second: str = "single") -> list[Comparison]:
     """One arm against another, per body and over all bodies, at equal environment steps."""
-    bodies = results["task_set"]["bodies"]
+    bodies = results.task_set.bodies
     horizon = min(curves[f"{arm}/budget"][-1] for arm in (first, second))
     end, along = {}, {}
     for body in bodies:
@@ -218,7 +218,7 @@ class Analysis:
     comparisons: list[Comparison]
 
 
-def analyse(results: Document, curves: dict[str, np.ndarray]) -> Analysis:
+def analyse(results: Results, curves: dict[str, np.ndarray]) -> Analysis:
     """All statistics of a run from its files."""
-    both = {"herd", "single"} <= set(arms(results))
+    both = {"herd", "single"} <= set(results.arms)
     return Analysis(summarize(results), compare(results, curves) if both else [])

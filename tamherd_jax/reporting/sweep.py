@@ -18,7 +18,7 @@ from tamherd_jax.experiments.presets import get_preset
 from tamherd_jax.experiments.settings import flat_settings
 from tamherd_jax.experiments.sweep import Sweep, setting_directory
 from tamherd_jax.reporting import figures, html
-from tamherd_jax.reporting.run_files import RunFiles, arm_curve, arm_title, arms, read_run_files, seed_values
+from tamherd_jax.reporting.run_files import RunFiles, arm_curve, arm_title, read_run_files, seed_values
 from tamherd_jax.reporting.statistics import Estimate, estimate, mean
 from tamherd_jax.reporting.tables import body_name, interval, number
 from tamherd_jax.reporting.views import Row, TableView, row, with_interval
@@ -73,7 +73,7 @@ def read_sweep_files(directory: Path) -> SweepFiles:
 
 def ranking(files: SweepFiles, arm: str) -> list[Ranked]:
     """Return the settings of an arm from the best to the worst; those without any finite seed come last."""
-    bodies = files.runs[0].results["task_set"]["bodies"]
+    bodies = files.runs[0].results.task_set.bodies
     ranked = []
     for index, run in enumerate(files.runs):
         strata = [np.array(list(seed_values(run.results, arm, body, "last5").values())) for body in bodies]
@@ -107,7 +107,7 @@ def ranking_table(files: SweepFiles, arm: str) -> Table:
     table = Table(title=f"{arm_title(results, arm)}: return after adaptation, mean of the last five epochs")
     for name in names:
         table.add_column(name.replace(".", ".\n", 1))
-    for body in [*results["task_set"]["bodies"], None]:
+    for body in [*results.task_set.bodies, None]:
         table.add_column(body_name(body), justify="right")
     for one in ranking(files, arm):
         cells = [setting_text(files.sweep.settings[one.index][name]) for name in names]
@@ -119,7 +119,7 @@ def ranking_table(files: SweepFiles, arm: str) -> Table:
 def ranking_view(files: SweepFiles, arm: str) -> TableView:
     """Return the same table for a page."""
     results, names = files.runs[0].results, list(files.sweep.settings[0])
-    head = (*names, *(body_name(body) for body in [*results["task_set"]["bodies"], None]))
+    head = (*names, *(body_name(body) for body in [*results.task_set.bodies, None]))
 
     def line(one: Ranked) -> Row:
         cells = [setting_text(files.sweep.settings[one.index][name]) for name in names]
@@ -154,8 +154,8 @@ def write_sweep_csv(files: SweepFiles, path: Path) -> None:
         writer.writerow(("setting", *names, "arm", "body", "seed", "statistic", "value"))
         for index, (setting, run) in enumerate(zip(files.sweep.settings, files.runs, strict=True)):
             values = [setting_text(setting[name]) for name in names]
-            for r in run.results["rows"]:
-                writer.writerow((index, *values, r["arm"], r["body"], r["seed"], r["statistic"], r["value"]))
+            for row in run.results.rows:
+                writer.writerow((index, *values, row.arm, row.body, row.seed, row.statistic, row.value))
 
 
 def make_sweep_report(directory: Path, console: Console) -> Path:
@@ -167,7 +167,7 @@ def make_sweep_report(directory: Path, console: Console) -> Path:
     """
     files = read_sweep_files(directory)
     results = files.runs[0].results
-    names = arms(results)
+    names = results.arms
     for arm in names:
         console.print(ranking_table(files, arm))
     best = {arm: ranking(files, arm)[0].index for arm in names}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from rich.table import Table
 
+from tamherd_jax.experiments.results import Results
 from tamherd_jax.reporting import paper
-from tamherd_jax.reporting.run_files import algorithm_of, arm_title, arms, included, left_out
+from tamherd_jax.reporting.run_files import algorithm_of, arm_title, included, left_out
 from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, mean, summarize
-from tamherd_jax.types import Document
 
 PAPER_TASK_SET = "ML2"
 """Task set of the paper's tables."""
@@ -37,26 +37,26 @@ def body_name(body: str | None) -> str:
     return "Mean of bodies" if body is None else body.capitalize()
 
 
-def paper_value(results: Document, arm: str, body: str | None) -> float | None:
+def paper_value(results: Results, arm: str, body: str | None) -> float | None:
     """The paper's number for an arm on a body, or its mean over the bodies it has; None where it has none."""
-    if results["task_set"]["name"] != PAPER_TASK_SET:
+    if results.task_set.name != PAPER_TASK_SET:
         return None
     table = paper.PAPER.get(algorithm_of(results).name, {})
     if body is not None:
         return table.get(body, {}).get(arm)
-    values = [table[b][arm] for b in results["task_set"]["bodies"] if arm in table.get(b, {})]
+    values = [table[b][arm] for b in results.task_set.bodies if arm in table.get(b, {})]
     return float(np.mean(values)) if values else None
 
 
-def paper_table_number(results: Document) -> int | None:
+def paper_table_number(results: Results) -> int | None:
     """Return the number of the paper's table that a run's results stand beside; None where the paper has no such runs."""
     table = algorithm_of(results).paper
-    return table.number if table is not None and results["task_set"]["name"] == PAPER_TASK_SET else None
+    return table.number if table is not None and results.task_set.name == PAPER_TASK_SET else None
 
 
-def paper_columns(results: Document) -> list[str]:
+def paper_columns(results: Results) -> list[str]:
     """The arms that the paper has numbers for; all where it has none."""
-    return [arm for arm in arms(results) if paper_value(results, arm, None) is not None] or arms(results)
+    return [arm for arm in results.arms if paper_value(results, arm, None) is not None] or results.arms
 
 
 def seeds_text(count: int) -> str:
@@ -64,16 +64,16 @@ def seeds_text(count: int) -> str:
     return f"{count} seed{'s' * (count != 1)}"
 
 
-def returns_table(results: Document, statistic: str = "best", summaries: list[ArmSummary] | None = None) -> Table:
+def returns_table(results: Results, statistic: str = "best", summaries: list[ArmSummary] | None = None) -> Table:
     """Returns after adaptation per arm and body, with 95% intervals where there are seeds for them.
 
     `best` is the paper's statistic, median over seeds of the best epoch, with the paper's number (10 seeds) under each, in its
     layout; `last5` the interquartile mean over seeds of the mean of the last five epochs.
     """
     what = {"best": "best epoch, median", "last5": "mean of the last five epochs, interquartile mean"}[statistic]
-    title = f"Return after adaptation, {what} of {seeds_text(results['config']['seeds'])}"
+    title = f"Return after adaptation, {what} of {seeds_text(results.config.seeds)}"
     cells = {(s.arm, s.body): _returns_cell(results, s, statistic) for s in summaries or summarize(results)}
-    bodies = [*results["task_set"]["bodies"], None]
+    bodies = [*results.task_set.bodies, None]
     lost = left_out_text(results)
     table = Table(title=title, caption=lost and f"left out, see excluded in results.json: {lost}")
     if statistic == "best":
@@ -84,7 +84,7 @@ def returns_table(results: Document, statistic: str = "best", summaries: list[Ar
             table.add_row(body_name(body), *[cells[arm, body] for arm in shown], style=style)
     else:
         _fill(table, "Arm", [body_name(body) for body in bodies])
-        for arm in arms(results):
+        for arm in results.arms:
             table.add_row(arm_title(results, arm), *[cells[arm, body] for body in bodies])
     return table
 
@@ -95,32 +95,36 @@ def _fill(table: Table, first: str, others: list[str]) -> None:
         table.add_column(name, justify="right")
 
 
-def _returns_cell(results: Document, summary: ArmSummary, statistic: str) -> str:
+def _returns_cell(results: Results, summary: ArmSummary, statistic: str) -> str:
     ours = summary.best if statistic == "best" else summary.last5_iqm
     theirs = paper_value(results, summary.arm, summary.body) if statistic == "best" else None
     lines = [number(ours.value), interval(ours), "" if theirs is None else f"paper {theirs:.1f}"]
     return "\n".join(line for line in lines if line)
 
 
-def shots_table(results: Document) -> Table | None:
+def shots_table(results: Results) -> Table | None:
     """Return after each number of exploration episodes by arm, mean over bodies, where a run measured it."""
-    final = results.get("final_tests")
+    final = results.final_tests
     if final is None:
         return None
-    table = Table(title=f"Return after exploration episodes, tasks of {final['task_set']}, mean over bodies")
-    _fill(table, "Arm", [str(count) for count in final["shots"]])
+    table = Table(title=f"Return after exploration episodes, tasks of {final.task_set}, mean over bodies")
+    _fill(table, "Arm", [str(count) for count in final.shots])
     for title, cells in shots_estimates(results):
         table.add_row(title, *(f"{number(cell.value)}\n{interval(cell)}".strip() for cell in cells))
     return table
 
 
-def shots_estimates(results: Document) -> list[tuple[str, list[Estimate]]]:
-    """Title of each arm, and its mean return over bodies after each number of exploration episodes of `final_tests`."""
-    final, rows = results["final_tests"], []
-    bodies = np.array(final["bodies"])
-    for arm, returns in final["returns"].items():
+def shots_estimates(results: Results) -> list[tuple[str, list[Estimate]]]:
+    """Title of each arm, and its mean return over bodies after each number of exploration episodes of `final_tests`;
+    empty where a run has none.
+    """
+    rows: list[tuple[str, list[Estimate]]] = []
+    if (final := results.final_tests) is None:
+        return rows
+    bodies = np.array(final.bodies)
+    for arm, returns in final.returns.items():
         values = np.array(returns, float)[included(results, arm)]  # [S, N, k]
-        means = [values[:, bodies == body].mean(1) for body in dict.fromkeys(final["bodies"])]
+        means = [values[:, bodies == body].mean(1) for body in dict.fromkeys(final.bodies)]
         cells = [estimate([one[:, index] for one in means], mean) for index in range(values.shape[2])]
         rows.append((arm_title(results, arm), cells))
     return rows
@@ -139,41 +143,41 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
     return table
 
 
-def left_out_text(results: Document) -> str:
+def left_out_text(results: Results) -> str:
     """How many seeds each arm's statistics lack; empty where they lack none."""
-    lost = {arm: left_out(results, arm) for arm in arms(results)}
-    return "; ".join(f"{arm_title(results, arm)}: {len(s)} of {results['config']['seeds']}" for arm, s in lost.items() if s)
+    lost = {arm: left_out(results, arm) for arm in results.arms}
+    return "; ".join(f"{arm_title(results, arm)}: {len(s)} of {results.config.seeds}" for arm, s in lost.items() if s)
 
 
-def clusters_table(results: Document, most: int = 20) -> Table:
+def clusters_table(results: Results, most: int = 20) -> Table:
     """Per seed: which tasks went to which cluster, adjusted Rand index, and how test tasks were assigned."""
-    rows = results["clusters"]
+    rows = results.clusters
     more = f"the first {most} of {len(rows)} seeds; all are in report.html" if len(rows) > most else None
     table = Table(title="Clusters of training tasks (draws in each cluster) and assignment of test tasks", caption=more)
     table.add_column("Seed", justify="right")
-    for name in results["task_set"]["tasks"]:
+    for name in results.task_set.tasks:
         table.add_column(name.replace("-", "\n"), justify="center")
     for title in ("Rand\nindex", "assigned\nright", "reward\nguard"):
         table.add_column(title, justify="right")
     for row in rows[:most]:
-        if row["failure"]:
-            table.add_row(str(row["seed"]), *["-"] * (len(table.columns) - 1))
+        if row.failure:
+            table.add_row(str(row.seed), *["-"] * (len(table.columns) - 1))
             continue
-        counts = ["/".join(str(n) for n in row["tasks_in_cluster"][name]) for name in results["task_set"]["tasks"]]
+        counts = ["/".join(str(n) for n in row.tasks_in_cluster[name]) for name in results.task_set.tasks]
         table.add_row(
-            str(row["seed"]),
+            str(row.seed),
             *counts,
-            f"{row['adjusted_rand_index_bodies']:.2f}",
-            f"{row['assignment_accuracy']:.0%}",
-            f"{row['reward_guard_rate']:.0%}",
+            f"{row.adjusted_rand_index_bodies:.2f}",
+            f"{row.assignment_accuracy:.0%}",
+            f"{row.reward_guard_rate:.0%}",
         )
     return table
 
 
-def ledger_table(results: Document) -> Table:
+def ledger_table(results: Results) -> Table:
     """Environment steps a seed: the budget and the mean really taken."""
     table = Table(title="Environment steps a seed (one step = one action)")
     _fill(table, "", ["budget", "taken"])
-    for name, budget in results["ledger"]["budget"].items():
-        table.add_row(name, f"{budget:,}", f"{np.mean(results['ledger']['taken'][name]):,.0f}")
+    for name, budget in results.ledger.budget.items():
+        table.add_row(name, f"{budget:,}", f"{np.mean(results.ledger.taken[name]):,.0f}")
     return table

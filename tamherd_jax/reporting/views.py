@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tamherd_jax.experiments.results import ClusterSummary, Results
 from tamherd_jax.reporting import paper
 from tamherd_jax.reporting.figures import adaptation
-from tamherd_jax.reporting.run_files import RunFiles, arm_title, arms
+from tamherd_jax.reporting.run_files import RunFiles, arm_title
 from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, mean
 from tamherd_jax.reporting.tables import (
     body_name,
@@ -22,7 +23,6 @@ from tamherd_jax.reporting.tables import (
     seeds_text,
     shots_estimates,
 )
-from tamherd_jax.types import Document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def with_interval(value: Estimate, digits: int = 1, sign: bool = False) -> Cell:
     return Cell(fixed(value.value, digits, sign), small)
 
 
-def paper_table(results: Document, summaries: list[ArmSummary]) -> TableView:
+def paper_table(results: Results, summaries: list[ArmSummary]) -> TableView:
     """Table 1 or 2 in the paper's layout: a row a body, a column an arm; under each number the paper's and the difference."""
     shown = paper_columns(results)
 
@@ -78,14 +78,14 @@ def paper_table(results: Document, summaries: list[ArmSummary]) -> TableView:
         mark = "" if ours.low is None or theirs in ours else "good" if ours.value > theirs else "bad"
         return Cell(base.text, (*base.small, f"paper {theirs:.1f}", f"({fixed(ours.value - theirs, sign=True)})"), mark)
 
-    bodies = [*results["task_set"]["bodies"], None]
+    bodies = [*results.task_set.bodies, None]
     cells = {(s.arm, s.body): cell(s) for s in summaries}
     rows = tuple(row(body_name(b), *(cells[arm, b] for arm in shown), total=b is None) for b in bodies)
-    caption = f"Best epoch, median over {seeds_text(results['config']['seeds'])}"
+    caption = f"Best epoch, median over {seeds_text(results.config.seeds)}"
     return TableView(caption, ("Body", *(arm_title(results, arm) for arm in shown)), rows)
 
 
-def statistics_table(results: Document, summaries: list[ArmSummary]) -> TableView:
+def statistics_table(results: Results, summaries: list[ArmSummary]) -> TableView:
     """Every arm's unbiased statistics on every body and on all."""
     head = ("Body", "Arm", "Interquartile mean", "Mean", "Before", "Adaptation", "Best (median)", "Seeds")
     rows = []
@@ -113,18 +113,18 @@ def comparison_table(comparisons: list[Comparison]) -> TableView:
     return TableView("Herd against single learner at equal environment steps", head, tuple(rows))
 
 
-def excluded_table(results: Document) -> TableView | None:
+def excluded_table(results: Results) -> TableView | None:
     """Learners left out of the statistics; None where there are none."""
-    entries = results.get("excluded", [])
+    entries = results.excluded
     if not entries:
         return None
     rows = [
         row(
-            arm_title(results, e["arm"]),
-            str(e["seed"]),
-            "-" if e["learner"] is None else str(e["learner"]),
-            str(e["epoch"]),
-            e["why"],
+            arm_title(results, e.arm),
+            str(e.seed),
+            "-" if e.learner is None else str(e.learner),
+            str(e.epoch),
+            e.why,
         )
         for e in entries
     ]
@@ -134,9 +134,9 @@ def excluded_table(results: Document) -> TableView | None:
 def adaptation_table(run: RunFiles) -> TableView:
     """Every arm's return on every task before and after adaptation, mean of the last five epochs."""
     rows = []
-    for arm in arms(run.results):
+    for arm in run.results.arms:
         values = adaptation(run.results, run.curves, arm)
-        for task, name in enumerate(run.results["task_set"]["tasks"]):
+        for task, name in enumerate(run.results.task_set.tasks):
             before, after = (estimate([values[kind][:, task]], mean) for kind in ("before", "after"))
             gain = estimate([values["after"][:, task] - values["before"][:, task]], mean)
             change = with_interval(gain, sign=True)
@@ -147,25 +147,23 @@ def adaptation_table(run: RunFiles) -> TableView:
     return TableView("Mean return over the last five epochs, mean over seeds", head, tuple(rows), labels=2)
 
 
-def shots_table(results: Document) -> TableView | None:
+def shots_table(results: Results) -> TableView | None:
     """Return after each number of exploration episodes by arm, mean over bodies, where a run measured it."""
-    if results.get("final_tests") is None:
+    if results.final_tests is None:
         return None
-    final = results["final_tests"]
+    final = results.final_tests
     rows = [row(title, *(with_interval(cell) for cell in cells)) for title, cells in shots_estimates(results)]
-    caption = f"Mean return over bodies after so many exploration episodes, tasks of {final['task_set']}"
-    return TableView(caption, ("Arm", *(str(count) for count in final["shots"])), tuple(rows))
+    caption = f"Mean return over bodies after so many exploration episodes, tasks of {final.task_set}"
+    return TableView(caption, ("Arm", *(str(count) for count in final.shots)), tuple(rows))
 
 
-def cluster_bodies(results: Document, summary: dict[str, Any]) -> list[str]:
+def cluster_bodies(results: Results, summary: ClusterSummary) -> list[str]:
     """For each cluster of a seed, the body of most of its training tasks."""
-    bodies, of_task = results["task_set"]["bodies"], results["task_set"]["body_of_task"]
+    bodies, of_task = results.task_set.bodies, results.task_set.body_of_task
     counts = np.array(
         [
             sum(
-                np.array(summary["tasks_in_cluster"][t])
-                for t, b in zip(results["task_set"]["tasks"], of_task, strict=True)
-                if b == body
+                np.array(summary.tasks_in_cluster[t]) for t, b in zip(results.task_set.tasks, of_task, strict=True) if b == body
             )
             for body in bodies
         ]
@@ -173,18 +171,18 @@ def cluster_bodies(results: Document, summary: dict[str, Any]) -> list[str]:
     return [bodies[i] for i in counts.argmax(0)]
 
 
-def confusion_table(results: Document) -> TableView:
+def confusion_table(results: Results) -> TableView:
     """How often test tasks went to the clusters of each body, over epochs and seeds that could be clustered."""
-    bodies = results["task_set"]["bodies"]
-    counts = {task: dict.fromkeys(bodies, 0) for task in results["task_set"]["tasks"]}
-    clustered = [summary for summary in results["clusters"] if not summary["failure"]]
+    bodies = results.task_set.bodies
+    counts = {task: dict.fromkeys(bodies, 0) for task in results.task_set.tasks}
+    clustered = [summary for summary in results.clusters if not summary.failure]
     for summary in clustered:
         owners = cluster_bodies(results, summary)
-        for task, assigned in summary["assigned_to"].items():
+        for task, assigned in summary.assigned_to.items():
             for owner, times in zip(owners, assigned, strict=True):
                 counts[task][owner] += times
     rows = []
-    for task, body in zip(counts, results["task_set"]["body_of_task"], strict=True):
+    for task, body in zip(counts, results.task_set.body_of_task, strict=True):
         total = max(sum(counts[task].values()), 1)
         cells = [
             Cell(f"{n / total:.0%}", (f"{n:,}",), "good" if b == body else "bad" * (n > 0)) for b, n in counts[task].items()
@@ -194,42 +192,42 @@ def confusion_table(results: Document) -> TableView:
     return TableView(caption, ("Task", *(f"cluster of mostly {body}" for body in bodies)), tuple(rows))
 
 
-def clusters_table(results: Document) -> TableView:
+def clusters_table(results: Results) -> TableView:
     """Every seed's clusters."""
-    names = results["task_set"]["tasks"]
+    names = results.task_set.tasks
     head = ("Seed", *names, "Rand index", "Purity", "Silhouette", "Assigned right", "Reward guard")
     rows = []
-    for summary in results["clusters"]:
-        if summary["failure"]:
-            rows.append(row(str(summary["seed"]), summary["failure"]))
+    for summary in results.clusters:
+        if summary.failure:
+            rows.append(row(str(summary.seed), summary.failure))
             continue
-        counts = ["/".join(str(n) for n in summary["tasks_in_cluster"][name]) for name in names]
-        silhouette = summary["silhouette"].get(str(summary["clusters"]))
+        counts = ["/".join(str(n) for n in summary.tasks_in_cluster[name]) for name in names]
+        silhouette = summary.silhouette.get(str(summary.clusters))
         rows.append(
             row(
-                str(summary["seed"]),
+                str(summary.seed),
                 *counts,
-                f"{summary['adjusted_rand_index_bodies']:.2f}",
-                f"{summary['purity_bodies']:.2f}",
+                f"{summary.adjusted_rand_index_bodies:.2f}",
+                f"{summary.purity_bodies:.2f}",
                 "-" if silhouette is None else f"{silhouette:.2f}",
-                f"{summary['assignment_accuracy']:.0%}",
-                f"{summary['reward_guard_rate']:.0%}",
+                f"{summary.assignment_accuracy:.0%}",
+                f"{summary.reward_guard_rate:.0%}",
             )
         )
     return TableView("Training draws of each task in each cluster; Rand index and purity against the bodies", head, tuple(rows))
 
 
-def ledger_table(results: Document) -> TableView:
+def ledger_table(results: Results) -> TableView:
     """Environment steps of a seed by part of the experiment, and meta-updates."""
-    ledger = results["ledger"]
+    ledger = results.ledger
     rows = [
         row(
             name,
             f"{budget:,}",
-            f"{np.mean(ledger['taken'][name]):,.0f}" if name in ledger["taken"] else "-",
-            f"{ledger['meta_updates'][name]:,}" if name in ledger["meta_updates"] else "-",
+            f"{np.mean(ledger.taken[name]):,.0f}" if name in ledger.taken else "-",
+            f"{ledger.meta_updates[name]:,}" if name in ledger.meta_updates else "-",
         )
-        for name, budget in ledger["budget"].items()
+        for name, budget in ledger.budget.items()
     ]
     caption = "Environment steps a seed (one step = one action); an episode that ends early costs what it lasted"
     return TableView(caption, ("", "Budget", "Taken (mean)", "Meta-updates"), tuple(rows))
@@ -253,7 +251,7 @@ def throughput_table(log: tuple[dict[str, Any], ...]) -> TableView | None:
     return TableView("Wall-clock time of all seeds together, tests included (log.jsonl)", head, tuple(rows))
 
 
-def configuration_table(results: Document) -> TableView:
+def configuration_table(results: Results) -> TableView:
     """Every field of the configuration by its dotted name."""
 
     def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -263,7 +261,8 @@ def configuration_table(results: Document) -> TableView:
         else:
             yield prefix, str(value)
 
-    return TableView("config.json", ("Setting", "Value"), tuple(row(*pair) for pair in flat("", results["config"])), True)
+    rows = tuple(row(*pair) for pair in flat("", results.config.to_json()))
+    return TableView("config.json", ("Setting", "Value"), rows, True)
 
 
 def ambiguity_table() -> TableView:
@@ -276,17 +275,17 @@ def ambiguity_table() -> TableView:
 def verdict(run: RunFiles, summaries: list[ArmSummary], comparisons: list[Comparison]) -> list[str]:
     """What the run says about the paper's claim, in sentences made from the numbers."""
     results = run.results
-    count = results["config"]["seeds"]
+    count = results.config.seeds
     ends = [(arm_title(results, s.arm), s.last5_iqm) for s in summaries if s.body is None and s.last5_iqm.count]
     texts = [f"{title} {number(e.value)} {interval(e)}".strip() for title, e in ends]
     kind = "interquartile mean over" if count > 1 else "from"
     sentences = [f"Mean return over the bodies, last five epochs, {kind} {seeds_text(count)}: {'; '.join(texts)}."]
     if comparisons and comparisons[-1].difference.count:
         sentences.append(_against(comparisons[-1]))
-    if "herd" in arms(results):
+    if "herd" in results.arms:
         values = adaptation(results, run.curves, "herd")
         gains = (values["after"] - values["before"]).mean(0) if len(values["after"]) else np.array([])
-        worse = [name for name, gain in zip(results["task_set"]["tasks"], gains, strict=False) if gain <= 0]
+        worse = [name for name, gain in zip(results.task_set.tasks, gains, strict=False) if gain <= 0]
         if len(gains):
             exception = f"; not on {', '.join(worse)}" if worse else ""
             sentences.append(
