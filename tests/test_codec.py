@@ -148,6 +148,7 @@ def test_configurations_survive_json():
 @pytest.mark.parametrize("name", ["real", "real-pearl"])
 def test_a_run_of_the_first_release_is_read(name, tmp_path):
     run = read_run_files(FIRST_RELEASE / name)
+    assert run.results.seeds.tolist() == [0]
     config = ExperimentConfig.of_run(FIRST_RELEASE / name)
     assert (config.seeds, config.probe, config.walker_frame_skip) == (1, "meta", 4)
     herd = Herd.load(FIRST_RELEASE / name / "herd" / "seed-0")

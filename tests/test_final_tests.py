@@ -63,7 +63,7 @@ def test_results_and_tables_have_them(tested, tmp_path):
     text = console.file.getvalue()
     assert "Return after exploration episodes, tasks of Point" in text
     assert f"{final.returns['herd'][:, :2, 2].mean() / 2 + final.returns['herd'][:, 2:, 2].mean() / 2:.1f}" in text
-    assert shots_table({**results, "final_tests": None}) is None
+    assert shots_table(dataclasses.replace(results, final_tests=None)) is None
 
 
 def test_fewer_bodies_will_do_for_a_herd_but_not_for_a_run():

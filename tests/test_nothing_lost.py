@@ -13,6 +13,7 @@ from toy import toy_config
 from toy_cli import put_toy
 
 from tamherd_jax import cli
+from tamherd_jax.codec import encode
 from tamherd_jax.commands import compilation_cache
 from tamherd_jax.commands.compilation_cache import default_cache, use_compilation_cache
 from tamherd_jax.experiments.config import ExperimentConfig
@@ -66,7 +67,7 @@ def test_returns_that_are_not_finite_exclude_their_seeds_arm(finished_toy, tmp_p
     results, _, _ = read_run(tmp_path)
     assert {row.seed for row in results.rows if row.arm == "herd"} == {0}
     document = make_results(finished_toy.plan, finished_toy.state, run_curves(finished_toy.plan, finished_toy.state))
-    json.dumps(document, allow_nan=False)
+    json.dumps(encode(document), allow_nan=False)
 
 
 def test_a_report_that_cannot_be_written_names_its_directory(finished_toy, tmp_path, monkeypatch, capsys):
