@@ -34,11 +34,13 @@ OPTIONS = {
         *("--probe", "--probe-epochs", "--reuse-probe", "--tasks", "--physics", "--walker-frame-skip", "--checkpoint-every"),
         *("--devices", "--learners-per-call", "--log-to", "--coordinator", "--processes", "--process-id", "--normalisation"),
         *("--metric", "--linkage", "--clusters", "--choose-by", "--set", "--config", "--out", "--resume"),
+        *("--stop-at", "--shots", "--test-tasks"),
     ),
+    "sweep": ("--preset", "--seeds", "--epochs", "--set", "--random", "--out", "--resume", "--log-to", "--tasks", "--controls"),
     "embed": ("--embedding", "--tasks-per-mode", "--test-probes", "--preset", "--clusters", "--linkage", "--metric", "--seeds"),
     "config": ("--preset", "--algorithm", "--set", "--config"),
     "report": (),
-    "evaluate": ("--task", "--seed", "--episodes"),
+    "evaluate": ("--task", "--seed", "--episodes", "--shots", "--test-tasks"),
     "view": ("--task", "--seed", "--out"),
 }
 VALUES = (
@@ -58,7 +60,22 @@ VALUES = (
         "ward",
         "hdbscan",
     ),
-    *("localhost:abc", "nonsense", "localhost:99999", "[::1]:0", "all", "random-clusters", "tensorboard", "multitask", "gap"),
+    *(
+        "localhost:abc",
+        "nonsense",
+        "localhost:99999",
+        "[::1]:0",
+        "0,1,2",
+        "5,-1",
+        "ml2-vel-between",
+        "maml.trpo.max_kl=0.01:0.2:log3",
+        "maml.horizon=5,6",
+        "all",
+        "random-clusters",
+        "tensorboard",
+        "multitask",
+        "gap",
+    ),
     *(
         "walker-forward",
         "seeds=2",
@@ -95,12 +112,12 @@ def time_limit() -> Iterator[None]:
 
 def leave_training_out() -> None:
     """Make `tamherd run` and `embed` stop where they would begin to train."""
-    from tamherd_jax.commands import embed, run
+    from tamherd_jax.commands import embed, run, sweep
 
     def stop(*args: object, **kwargs: object) -> int:
         raise SystemExit(0)
 
-    run.train = embed.train_probes = stop  # type: ignore[assignment]
+    run.train = sweep.train_group = embed.train_probes = stop  # type: ignore[assignment]
 
 
 def outcome(arguments: list[str]) -> str | None:
@@ -128,10 +145,12 @@ def outcome(arguments: list[str]) -> str | None:
 
 def command_line(draw: random.Random, directory: Path) -> list[str]:
     """Return a random command line."""
+    from tamherd_jax.herd.files import shipped_herds
+
     command = draw.choice([*OPTIONS, "run", "run", "dance"])
     arguments = [command]
     if command in ("report", "evaluate", "view", "embed") and draw.random() < 0.8:
-        arguments.append(str(draw.choice([directory / "run", directory / "none", directory])))
+        arguments.append(str(draw.choice([directory / "run", directory / "none", directory, *shipped_herds()])))
     for _ in range(draw.randrange(4)):
         arguments.append(draw.choice([*OPTIONS.get(command, ()), "--no-such-option"]))
         if draw.random() < 0.9:
@@ -149,7 +168,9 @@ def fuzz_lines(count: int, draw: random.Random) -> list[str]:
         for _ in range(count):
             arguments = command_line(draw, directory)
             before = set(directory.rglob("*"))
-            fault = outcome([*arguments, *(["--compilation-cache", "off"] if arguments[0] in ("run", "embed") else [])])
+            fault = outcome(
+                [*arguments, *(["--compilation-cache", "off"] if arguments[0] in ("run", "sweep", "embed") else [])]
+            )
             left = set(directory.rglob("*")) - before
             if fault is None and left and arguments[0] == "config":
                 fault = f"left {min(left)}"
@@ -175,14 +196,25 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
+def tables_of(run: Path) -> None:
+    """Read a run's files and print its tables, all that a report needs of them but the figures."""
+    from rich.console import Console
+
+    from tamherd_jax.reporting.report import print_tables
+    from tamherd_jax.reporting.run_files import read_run_files
+    from tamherd_jax.reporting.statistics import analyse
+
+    files = read_run_files(run)
+    print_tables(files, analyse(files.results, files.curves), Console(file=io.StringIO()))
+
+
 def fuzz_files(count: int, draw: random.Random) -> list[str]:
     """Read damaged files of a run and of a herd; return the faults."""
     from tamherd_jax.experiments.config import ExperimentConfig
     from tamherd_jax.herd.artefact import Herd
-    from tamherd_jax.reporting.run_files import read_run_files
 
     readers: dict[str, Callable[[Path], object]] = {
-        **dict.fromkeys(("results.json", "curves.npz", "embeddings.npz"), read_run_files),
+        **dict.fromkeys(("results.json", "curves.npz", "embeddings.npz"), tables_of),
         **dict.fromkeys(("herd/seed-0/herd.json", "herd/seed-0/arrays.npz"), lambda run: Herd.load(run / "herd" / "seed-0")),
         "config.json": ExperimentConfig.of_run,
     }
