@@ -151,11 +151,13 @@ _QUICK_MAML = {
     "trpo": {"max_kl": 0.2},
 }
 # Twice the inner step is worth 30 to 50 to a cheetah oracle; ProMP's inner loss keeps its policy from leaning to one direction.
-# Walkers need large steps and lasting noise to leave a first gait behind, all need small steps at the end (docs/learning.md).
+# Walkers need large steps, lasting noise and advantages that look further ahead to leave a first gait behind, all need small
+# steps at the end (docs/learning.md).
 _LONG_TUNED_MAML = {
     "inner_step_size": 0.2,
     "inner_loss": "ratio",
-    "gae_lambda": 0.95,
+    "discount": 0.995,
+    "gae_lambda": 0.98,
     "entropy_coefficient": 0.015,
     "entropy_decay_steps": 200,
     "trpo": {"max_kl": 0.2, "final_max_kl": 0.05, "decay_begin": 140, "decay_steps": 100},
