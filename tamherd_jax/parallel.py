@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -37,7 +38,7 @@ def map_learners(
     devices: Sequence[jax.Device] | None = None,
     donate: tuple[int, ...] = (),
     route: Route | None = None,
-) -> Callable[..., Any]:
+) -> LearnerMap:
     """Extend `fn`, written for one learner, to a leading axis of L learners.
 
     Learners are dealt to devices in equal numbers, and each device takes at most `per_call` at a time; the rest run in further
@@ -72,7 +73,7 @@ def map_learners(
     route = ROUTE if route is None else route
     if route not in _ROUTES:
         raise ValueError(f"route must be one of {', '.join(_ROUTES)}, not {route!r}")
-    return _LearnerMap(fn, in_axes, per_call, devices, donate, route)
+    return LearnerMap(fn, in_axes, per_call, devices, donate, route)
 
 
 def cores() -> int:
@@ -127,7 +128,7 @@ def start_processes(coordinator: str | None, processes: int | None, process_id: 
         raise ValueError(f"cannot join the processes at {coordinator}: {str(error).splitlines()[0]}") from error
 
 
-class _LearnerMap:
+class LearnerMap:
     """What `map_learners` returns: deals rows to devices and calls, and keeps one program per shape of arguments."""
 
     def __init__(
@@ -147,9 +148,35 @@ class _LearnerMap:
         self._donate = () if self._devices[0].platform == "cpu" else donate
         self._programs: dict[tuple[int, int], Any] = {}
         self._plans: dict[Any, tuple[int, Any]] = {}
+        self._early: Future[None] | None = None
+
+    def compile_early(self, pool: Executor, *args: Any) -> None:
+        """Compile in a thread of `pool` for arguments of these shapes, arrays or `jax.ShapeDtypeStruct`.
+
+        The next call waits for that, or compiles by itself where it has not begun. On a CPU only: elsewhere the program depends
+        on the memory that is free when it is called.
+        """
+        if self._devices[0].platform == "cpu":
+            self._early = pool.submit(self._compile, args)
+
+    def _compile(self, args: tuple[Any, ...]) -> None:
+        """Compile the program that a call with such arguments takes; JAX keeps it for that call."""
+        count = self._count(args)
+        width = self._width(args, count)
+        rows, program = self._plan(args, count, width)
+        program.lower(*self._shapes(args, 0, count, width, rows)).compile()
+
+    def _count(self, args: tuple[Any, ...]) -> int:
+        """L, the number of learners."""
+        return int(next(jax.tree.leaves(arg)[0].shape[0] for arg, axis in zip(args, self._in_axes, strict=True) if axis == 0))
 
     def __call__(self, *args: Any) -> Any:
-        count = next(jax.tree.leaves(arg)[0].shape[0] for arg, axis in zip(args, self._in_axes, strict=True) if axis == 0)
+        """Return the results of L learners, `[L, ...]`."""
+        if self._early is not None:
+            early, self._early = self._early, None
+            if not early.cancel():
+                early.exception()  # waits; what went wrong there goes wrong again below
+        count = self._count(args)
         width = self._width(args, count)
         with _watched(f"{count} learners on {width} {self._devices[0].platform} devices"):
             rows, program = self._plan(args, count, width)
@@ -164,7 +191,7 @@ class _LearnerMap:
         width = min(len(self._devices), count)
         if width == 1 or self._devices[0].platform != "cpu":
             return width
-        if not _calls_python(self._fn.trace(*self._part(args, 0, count, 1, 1, alone=True)).jaxpr.jaxpr):
+        if not _calls_python(self._fn.trace(*self._shapes(args, 0, count, 1, 1, alone=True)).jaxpr.jaxpr):
             return width
         _warn_once("a program that calls Python, such as MuJoCo C's physics, runs on one CPU device: on several it would hang")
         self._devices = self._devices[:1]
@@ -210,6 +237,10 @@ class _LearnerMap:
             arg if axis is None else jax.tree.map(lambda leaf: leaf[pick], arg)
             for arg, axis in zip(args, self._in_axes, strict=True)
         ]
+
+    def _shapes(self, args: tuple[Any, ...], *call: Any, **options: Any) -> list[Any]:
+        """Shapes of the arguments of one call, see `_part`."""
+        return list(jax.eval_shape(lambda *args: self._part(args, *call, **options), *args))
 
     def _fitting(self, args: tuple[Any, ...], count: int, width: int, free: int) -> tuple[int, Any]:
         """The most learners a device and call whose compiled program fits into free memory, and that program."""

@@ -114,6 +114,15 @@ def finished_toy():
     return experiment
 
 
+@pytest.fixture
+def fresh_toy(finished_toy):
+    """The toy before its first epoch, with its programs compiled."""
+    state = finished_toy.state
+    finished_toy.restart()
+    yield finished_toy
+    finished_toy.state = state
+
+
 @pytest.fixture(scope="session")
 def locomotion_herd(mujoco_env):
     """A herd on ML2 that never trained: two small members on clusters by hand."""

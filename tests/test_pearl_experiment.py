@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goal_mass import GoalMass, goal_tasks
+from recorded_calls import recorded_calls, signature
 from toy_pearl import TINY, pearl_config, pearl_experiment
 
 from tamherd_jax import cli
@@ -16,6 +17,7 @@ from tamherd_jax.experiments.assignment import assign_test_tasks
 from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.clustering import trained_partition
 from tamherd_jax.experiments.config import CONTROLS
+from tamherd_jax.experiments.early import upcoming
 from tamherd_jax.experiments.keys import learner_keys
 from tamherd_jax.experiments.presets import get_preset, parse_controls, preset_name
 from tamherd_jax.experiments.programs import float_arrays, init_learner
@@ -37,7 +39,10 @@ def whole(tmp_path_factory):
     """A run of all arms and controls that nothing disturbs."""
     out = tmp_path_factory.mktemp("whole")
     experiment = pearl_experiment()
-    events = list(experiment.run())
+    with recorded_calls() as calls:
+        events = list(experiment.run())
+    for program, shapes in upcoming(experiment.plan, experiment.programs, RunState()):
+        assert calls[program] == {signature(shapes)}  # what was compiled early is what was called
     write_results(experiment.plan, experiment.state, out)
     return experiment, events, run_curves(experiment.plan, experiment.state), out
 

@@ -24,15 +24,6 @@ from tamherd_jax.pearl import PEARL
 from tamherd_jax.pearl.collection import PEARLPolicy
 
 
-@pytest.fixture
-def fresh_toy(finished_toy):
-    """The toy before its first epoch, with its programs compiled."""
-    state = finished_toy.state
-    finished_toy.restart()
-    yield finished_toy
-    finished_toy.state = state
-
-
 def test_progress_is_shown_a_line_an_epoch_where_there_is_no_terminal(fresh_toy):
     shown = io.StringIO()
     events = list(track_progress(fresh_toy, Console(file=shown, width=200)))

@@ -25,10 +25,9 @@ from tamherd_jax.herd.algorithm import (
     meta_test,
     stratified_tasks,
 )
-from tamherd_jax.parallel import map_learners
+from tamherd_jax.parallel import LearnerMap, map_learners
 from tamherd_jax.types import MetaLearner, PyTree, ReplayLearner
 
-Program = Callable[..., Any]
 Numbers = Mapping[str, Any]
 """Numbers of a learner's configuration by dotted name, `[]` each; see `learners.tuned`."""
 AS_PLANNED: Numbers = MappingProxyType({})
@@ -55,13 +54,13 @@ class Programs:
     """
 
     devices: tuple[jax.Device, ...]
-    init: Program
-    copy_replay: Program
-    prefill: Program
-    train: Mapping[MetaLearner, Program]
-    embed: Program
-    assign: Program
-    test: Mapping[int, Program]
+    init: LearnerMap
+    copy_replay: LearnerMap
+    prefill: LearnerMap
+    train: Mapping[MetaLearner, LearnerMap]
+    embed: LearnerMap
+    assign: LearnerMap
+    test: Mapping[int, LearnerMap]
 
 
 def make_programs(
@@ -76,7 +75,7 @@ def make_programs(
       shots: Numbers of exploration episodes to test with besides those of the arms.
     """
 
-    def mapped(fn: Callable[..., Any], *first: Any, axes: tuple[int | None, ...], donate: tuple[int, ...] = ()) -> Program:
+    def mapped(fn: Callable[..., Any], *first: Any, axes: tuple[int | None, ...], donate: tuple[int, ...] = ()) -> LearnerMap:
         @functools.wraps(fn)  # its name is the program's, in profiles and logs
         def rest(*args: Any) -> Any:
             return fn(*first, *args)

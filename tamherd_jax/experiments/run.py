@@ -9,6 +9,7 @@ import numpy as np
 
 from tamherd_jax.experiments.arms import EMBEDDINGS, MEMBERS, PROBE, SINGLE, Arm
 from tamherd_jax.experiments.clustering import complete_partitions, trained_partition
+from tamherd_jax.experiments.early import compiled_early
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import Programs, check_memory
 from tamherd_jax.experiments.state import RunState
@@ -56,12 +57,13 @@ def run(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
 
 
 def _run(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
-    yield from _train_probes(plan, programs, state)
-    if not state.done[EMBEDDINGS]:
-        yield _embed_and_cluster(plan, programs, state)
-    complete_partitions(plan, programs, state)
-    yield from _train_and_test(plan, programs, state, MEMBERS, 0)
-    yield from _train_and_test(plan, programs, state, SINGLE, plan.config.single_epochs - plan.epochs(SINGLE))
+    with compiled_early(plan, programs, state):
+        yield from _train_probes(plan, programs, state)
+        if not state.done[EMBEDDINGS]:
+            yield _embed_and_cluster(plan, programs, state)
+        complete_partitions(plan, programs, state)
+        yield from _train_and_test(plan, programs, state, MEMBERS, 0)
+        yield from _train_and_test(plan, programs, state, SINGLE, plan.config.single_epochs - plan.epochs(SINGLE))
 
 
 def train_probes(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:

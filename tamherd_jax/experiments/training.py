@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,13 +30,17 @@ def train_arms(plan: Plan, programs: Programs, state: RunState, arms: Sequence[A
       By arm, the states of its learners without replay after each of the epochs, `[S, A, E, ...]`.
     """
     snapshots: dict[str, Any] = {}
-    together = [arm for arm in arms if not arm.grouped]
-    for learner, copies in dict.fromkeys((arm.learner, arm.copies_replay) for arm in together):
-        same = [arm for arm in together if (arm.learner, arm.copies_replay) == (learner, copies)]
+    for _, same in batches([arm for arm in arms if not arm.grouped]):
         snapshots |= train_together(plan, programs, state, same, epochs)
     for arm in (arm for arm in arms if arm.grouped):
         snapshots |= train_grouped(plan, programs, state, arm, epochs)
     return snapshots
+
+
+def batches(arms: Sequence[Arm]) -> Iterator[tuple[MetaLearner, list[Arm]]]:
+    """Yield the arms that train together in one call, and their learner: those of one learner whose replay starts alike."""
+    for learner, copies in dict.fromkeys((arm.learner, arm.copies_replay) for arm in arms):
+        yield learner, [arm for arm in arms if (arm.learner, arm.copies_replay) == (learner, copies)]
 
 
 def train_together(plan: Plan, programs: Programs, state: RunState, arms: Sequence[Arm], epochs: np.ndarray) -> dict[str, Any]:

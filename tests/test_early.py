@@ -1,0 +1,75 @@
+"""Compilation in the background: what later stages call, with the shapes that they call it with, and nothing is lost."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recorded_calls import recorded_calls, signature
+
+from tamherd_jax.experiments.early import upcoming
+from tamherd_jax.experiments.state import RunState
+from tamherd_jax.parallel import map_learners
+
+POOL_NAME = "compile"
+
+
+def test_what_is_compiled_early_is_what_is_called(fresh_toy):
+    with recorded_calls() as calls:
+        list(fresh_toy.run())
+    programs = fresh_toy.programs
+    planned = dict(upcoming(fresh_toy.plan, programs, RunState()))
+    first = programs.train[fresh_toy.plan.arms["single"].learner]
+    assert set(planned) == {*programs.train.values(), *programs.test.values(), programs.embed, programs.assign} - {first}
+    for program, shapes in planned.items():
+        assert calls[program] == {signature(shapes)}
+
+
+def test_a_finished_run_compiles_nothing(finished_toy):
+    assert not list(upcoming(finished_toy.plan, finished_toy.programs, finished_toy.state))
+
+
+def test_no_thread_is_left_behind(fresh_toy):
+    events = fresh_toy.run()
+    next(events)
+    events.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith(POOL_NAME):
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_call_waits_for_its_program_or_compiles_it(begun):
+    traced = []
+
+    def double(x):
+        traced.append(threading.current_thread().name)
+        return 2.0 * x
+
+    program, shapes = map_learners(double, (0,)), jax.ShapeDtypeStruct((3, 2), jnp.float32)
+    gate = threading.Event()
+    with ThreadPoolExecutor(1, POOL_NAME) as pool:
+        if not begun:
+            pool.submit(gate.wait)  # the only thread is busy until the call has returned
+        program.compile_early(pool, shapes)
+        if begun:
+            pool.submit(lambda: None).result()
+        result = program(np.ones((3, 2), np.float32))
+        gate.set()
+    np.testing.assert_array_equal(result, np.full((3, 2), 2.0))
+    assert len(traced) == 1
+    assert traced[0].startswith(POOL_NAME) == begun
+
+
+def test_what_goes_wrong_early_goes_wrong_in_the_call():
+    def wrong(x):
+        raise ValueError("no such thing")
+
+    program = map_learners(wrong, (0,))
+    with ThreadPoolExecutor(1) as pool:
+        program.compile_early(pool, jax.ShapeDtypeStruct((2,), jnp.float32))
+    with pytest.raises(ValueError, match="no such thing"):
+        program(np.ones(2, np.float32))
