@@ -1,5 +1,6 @@
 """Compilation in the background: what later stages call, with the shapes that they call it with, and nothing is lost."""
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from recorded_calls import recorded_calls, signature
 
+from tamherd_jax.experiments import early
 from tamherd_jax.experiments.early import upcoming
 from tamherd_jax.experiments.state import RunState
 from tamherd_jax.parallel import map_learners
@@ -21,8 +23,7 @@ def test_what_is_compiled_early_is_what_is_called(fresh_toy):
         list(fresh_toy.run())
     programs = fresh_toy.programs
     planned = dict(upcoming(fresh_toy.plan, programs, RunState()))
-    first = programs.train[fresh_toy.plan.arms["single"].learner]
-    assert set(planned) == {*programs.train.values(), *programs.test.values(), programs.embed, programs.assign} - {first}
+    assert set(planned) == {*programs.train.values(), *programs.test.values(), programs.embed, programs.assign}
     for program, shapes in planned.items():
         assert calls[program] == {signature(shapes)}
 
@@ -73,3 +74,16 @@ def test_what_goes_wrong_early_goes_wrong_in_the_call():
         program.compile_early(pool, jax.ShapeDtypeStruct((2,), jnp.float32))
     with pytest.raises(ValueError, match="no such thing"):
         program(np.ones(2, np.float32))
+
+
+def test_recording_a_trained_herd_compiles_nothing_new(finished_toy, monkeypatch, caplog):
+    monkeypatch.setattr(early, "Locomotion", type(finished_toy.plan.env))
+    with early.compiling() as pool:
+        early.compile_recording(finished_toy.plan, pool)
+        if pool is not None:
+            pool.submit(lambda: None).result()
+    herd, name = finished_toy.herd(), finished_toy.plan.task_set.task_names[0]
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        herd.adapt(jax.random.key(0), name)
+    compiled = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling jit(_a")]
+    assert not [line for line in compiled if line.startswith(("Compiling jit(_assign)", "Compiling jit(_adapt)"))]

@@ -256,7 +256,9 @@ def train(
     """
     import jax
 
+    from tamherd_jax.experiments.arms import MEMBERS
     from tamherd_jax.experiments.checkpoints import Checkpoints
+    from tamherd_jax.experiments.early import compile_recording, compiling
     from tamherd_jax.experiments.lifecycle import barrier, stop_requests
     from tamherd_jax.reporting.terminal import ProgressDisplay
     from tamherd_jax.reporting.trackers import Trackers, log_event, parse_names
@@ -277,13 +279,16 @@ def train(
     names = parse_names(options.output.log_to) if jax.process_index() == 0 else ()
     with mistakes_of_the_user():
         trackers = Trackers(names, directory, config.to_json(), display.note)
-    with display, trackers, stop_requests() as stop, closing(checkpoints, directory, resume_advice):
+    with display, trackers, stop_requests() as stop, closing(checkpoints, directory, resume_advice), compiling() as pool:
         checkpoints.warn = display.note
         display.note(
             f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {plan.env.backend}, "
             f"results in {directory}; {begin}"
         )
+        trained = state.done[MEMBERS]
         for event in events:
+            if event.stage == MEMBERS and state.done[MEMBERS] == trained + config.epochs_per_call:
+                compile_recording(plan, pool)  # training does not need all cores all the time
             display.show(event)
             log_event(trackers, event, plan, state)
             checkpoints.offer(plan, state)

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import without_replay
 from tamherd_jax.experiments.state import RunState, member_counts
@@ -16,7 +17,7 @@ from tamherd_jax.herd.artefact import EpisodeCounts, Herd
 
 def trained_herd(plan: Plan, state: RunState, index: int) -> Herd:
     """Return the herd of one seed, by its position in `plan.seeds`, once it is trained."""
-    c, found = plan.config, state.partitions["trained"]
+    found = state.partitions["trained"]
     members = without_replay(plan.learner, state.learners["herd"])  # a trained herd acts, it does not train
     members = jax.tree.map(lambda leaf: leaf[:, : member_counts(plan, state)[index]], members)
     parts = {"probe": without_replay(plan.learner, state.probe), "members": members, "embedded": found.embedded}
@@ -25,14 +26,19 @@ def trained_herd(plan: Plan, state: RunState, index: int) -> Herd:
         task_set=plan.task_set,
         embedding=plan.embedding,
         labels=np.asarray(found.clusters[index].labels),
-        episodes=EpisodeCounts(
-            embedding=c.embedding_episodes,
-            probe=c.probe_test_episodes,
-            explore=c.explore_episodes - c.probe_test_episodes,
-            test=c.test_episodes,
-        ),
+        episodes=episode_counts(plan.config),
         seed=int(plan.seeds[index]),
         **jax.tree.map(lambda leaf: leaf[index], parts),
+    )
+
+
+def episode_counts(config: ExperimentConfig) -> EpisodeCounts:
+    """Return how many episodes a herd plays; those of the probe in a new task come from its exploration."""
+    return EpisodeCounts(
+        embedding=config.embedding_episodes,
+        probe=config.probe_test_episodes,
+        explore=config.explore_episodes - config.probe_test_episodes,
+        test=config.test_episodes,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -57,13 +58,20 @@ def run(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
 
 
 def _run(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
-    with compiled_early(plan, programs, state):
-        yield from _train_probes(plan, programs, state)
-        if not state.done[EMBEDDINGS]:
-            yield _embed_and_cluster(plan, programs, state)
-        complete_partitions(plan, programs, state)
-        yield from _train_and_test(plan, programs, state, MEMBERS, 0)
-        yield from _train_and_test(plan, programs, state, SINGLE, plan.config.single_epochs - plan.epochs(SINGLE))
+    with contextlib.ExitStack() as stack:
+        for number, event in enumerate(_stages(plan, programs, state)):
+            if number == 0:  # not before: the first epoch's own programs have all cores
+                stack.enter_context(compiled_early(plan, programs, state))
+            yield event
+
+
+def _stages(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:
+    yield from _train_probes(plan, programs, state)
+    if not state.done[EMBEDDINGS]:
+        yield _embed_and_cluster(plan, programs, state)
+    complete_partitions(plan, programs, state)
+    yield from _train_and_test(plan, programs, state, MEMBERS, 0)
+    yield from _train_and_test(plan, programs, state, SINGLE, plan.config.single_epochs - plan.epochs(SINGLE))
 
 
 def train_probes(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progress]:

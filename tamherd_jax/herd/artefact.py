@@ -145,8 +145,7 @@ class Herd:
         Raises:
           ValueError: the task set has no task of that name.
         """
-        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self._task(task))
-        found, steps = self._assign_program(key, self.probe, self.embedded, self._membership, one)
+        found, steps = _assign(*self._assign_arguments(key, task))
         return TaskAssignment(
             int(found.nearest[0]),
             np.asarray(found.distances[0]),
@@ -172,8 +171,7 @@ class Herd:
         assignment = self.assign(assign_key, task)
         if member is not None:
             assignment = dataclasses.replace(assignment, member=member)
-        task = jax.tree.map(jnp.asarray, self._task(task))
-        policy, before, after = self._adapt_program(adapt_key, self.members, assignment.member, task)
+        policy, before, after = _adapt(*self._adapt_arguments(adapt_key, assignment.member, task))
         return AdaptedPolicy(assignment, before, after, policy, self.learner)
 
     def with_shots(self, count: int) -> Herd:
@@ -275,29 +273,51 @@ class Herd:
         membership: np.ndarray = np.eye(self.size, dtype=np.float32)[self.labels]
         return membership
 
-    @functools.cached_property
-    def _assign_program(self) -> Any:
-        """Of any herd of these shapes: what is the herd's own is an argument, so that its compiled form is found again."""
+    def _assign_arguments(self, key: jax.Array, task: PyTree) -> tuple[Any, ...]:
+        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self._task(task))
+        static = self.learner, self.embedding, self.episodes.probe
+        return *static, key, self.probe, self.embedded, self._membership, one
 
-        def assign(
-            key: jax.Array, probe: PyTree, embedded: EmbeddedTasks, membership: jax.Array, tasks: PyTree
-        ) -> tuple[Assignment, jax.Array]:
-            return assign_tasks(self.learner, self.embedding, key, probe, embedded, membership, tasks, self.episodes.probe)
+    def _adapt_arguments(self, key: jax.Array, member: int, task: PyTree) -> tuple[Any, ...]:
+        return self.learner, self.episodes, key, self.members, member, jax.tree.map(jnp.asarray, self._task(task))
 
-        return jax.jit(assign)
+    def compile(self, task: PyTree) -> None:
+        """Compile what `assign` and `adapt` call for tasks like this one, so that they need not.
 
-    @functools.cached_property
-    def _adapt_program(self) -> Any:
-        learner, counts = self.learner, self.episodes
+        Args:
+          task: As in `assign`. The herd's own arrays may be shapes (`jax.ShapeDtypeStruct`).
+        """
+        key = jax.random.key(0)
+        _assign.lower(*self._assign_arguments(key, task)).compile()
+        _adapt.lower(*self._adapt_arguments(key, 0, task)).compile()
 
-        def adapt(key: jax.Array, members: PyTree, member: jax.Array, task: PyTree) -> tuple[PyTree, Episodes, Episodes]:
-            explore_key, test_key = jax.random.split(key)
-            state = jax.tree.map(lambda leaf: leaf[member], members)
-            if counts.explore:
-                policy, before = learner.adapt(explore_key, state, task, counts.explore)
-            else:
-                policy, before = learner.probe(explore_key, state, task, 1)
-                before = jax.tree.map(lambda leaf: leaf[:0], before)
-            return policy, before, collect_policy_episodes(learner, policy, task, test_key, counts.test)
 
-        return jax.jit(adapt)
+# What is a herd's own is an argument, so that herds of the same learner and shapes share the programs.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _assign(
+    learner: MetaLearner,
+    embedding: Embedding,
+    episodes: int,
+    key: jax.Array,
+    probe: PyTree,
+    embedded: EmbeddedTasks,
+    membership: jax.Array,
+    tasks: PyTree,
+) -> tuple[Assignment, jax.Array]:
+    return assign_tasks(learner, embedding, key, probe, embedded, membership, tasks, episodes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _adapt(
+    learner: MetaLearner, counts: EpisodeCounts, key: jax.Array, members: PyTree, member: jax.Array, task: PyTree
+) -> tuple[PyTree, Episodes, Episodes]:
+    explore_key, test_key = jax.random.split(key)
+    state = jax.tree.map(lambda leaf: leaf[member], members)
+    if counts.explore:
+        policy, before = learner.adapt(explore_key, state, task, counts.explore)
+    else:
+        policy, before = learner.probe(explore_key, state, task, 1)
+        before = jax.tree.map(lambda leaf: leaf[:0], before)
+    return policy, before, collect_policy_episodes(learner, policy, task, test_key, counts.test)
