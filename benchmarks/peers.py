@@ -21,38 +21,38 @@ from benchmarks.quoted import RLLIB
 from tamherd_jax.physics import load_model, parity
 
 
-def scanned(step: Callable[..., Any], start: Any, lanes: int, length: int) -> Program:
+def scanned(step: Callable[..., Any], start: Any, environments: int, length: int) -> Program:
     """`length` steps of a batch under `lax.scan`, actions drawn inside."""
 
     def rollout(state: Any, key: jax.Array) -> Any:
         def advance(state: Any, key: jax.Array) -> tuple[Any, None]:
-            return step(state, jnp.clip(jax.random.normal(key, (lanes, NU)), -1, 1)), None
+            return step(state, jnp.clip(jax.random.normal(key, (environments, NU)), -1, 1)), None
 
         return jax.lax.scan(advance, state, jax.random.split(key, length))[0]
 
     return Program(rollout, (start, jax.random.key(0)))
 
 
-def ours(physics: str, lanes: int, length: int) -> Program:
+def ours(physics: str, environments: int, length: int) -> Program:
     """The environment of this library."""
     from tamherd_jax.envs import body_environment
 
     environment = body_environment(BODIES[CHEETAH])(physics)
-    start = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(0), lanes))
-    return scanned(jax.vmap(environment.step), start, lanes, length)
+    start = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.key(0), environments))
+    return scanned(jax.vmap(environment.step), start, environments, length)
 
 
-def brax(backend: str, lanes: int, length: int) -> Program:
+def brax(backend: str, environments: int, length: int) -> Program:
     """Brax's environment as shipped."""
     with contextlib.redirect_stdout(io.StringIO()):
         from brax import envs
 
         environment = envs.get_environment("halfcheetah", backend=backend)
-        start = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.PRNGKey(0), lanes))
-    return scanned(jax.vmap(environment.step), start, lanes, length)
+        start = jax.jit(jax.vmap(environment.reset))(jax.random.split(jax.random.PRNGKey(0), environments))
+    return scanned(jax.vmap(environment.step), start, environments, length)
 
 
-def mjx(lanes: int, length: int) -> Program:
+def mjx(environments: int, length: int) -> Program:
     """MJX with its solver tuned to the accuracy it can reach: 4 iterations, 6 line-search steps."""
     with contextlib.redirect_stdout(io.StringIO()):
         from mujoco import mjx
@@ -65,8 +65,8 @@ def mjx(lanes: int, length: int) -> Program:
         data = data.replace(ctrl=control)
         return jax.lax.fori_loop(0, FRAME_SKIP[CHEETAH], lambda _, d: mjx.step(device_model, d), data)
 
-    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, *jnp.shape(x))), data)
-    return scanned(jax.vmap(one), start, lanes, length)
+    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (environments, *jnp.shape(x))), data)
+    return scanned(jax.vmap(one), start, environments, length)
 
 
 def half_cheetah() -> Any:
@@ -114,7 +114,7 @@ def envpool(task: str, parallel: bool, environments: int, length: int) -> Call:
 
 def cases(mode: Mode) -> list[Case | Quoted]:
     """Ours first; the batch is the largest that each is used with here."""
-    lanes, length = mode.pick(2, 1024, 1024, 8192), mode.pick(2, 10, 10, 100)
+    environments, length = mode.pick(2, 1024, 1024, 8192), mode.pick(2, 10, 10, 100)
     few = mode.pick(2, 32, 32, 4096)
     envs, long = mode.pick(2, 8, 16), mode.pick(3, 100, 200)
     found: list[Case | Quoted] = []
@@ -124,13 +124,13 @@ def cases(mode: Mode) -> list[Case | Quoted]:
         found.append(Case(f"{name}, {count:,} at once", job, "environment step", count * steps))
 
     for physics in mode.pick((), ("planar", "mujoco"), ("planar", "mujoco"), ("planar",)):
-        add(f"tamherd_jax Cheetah, {physics}", lanes, length, ours, physics)
-    add("mujoco.rollout", lanes, length, mujoco_rollout, (CHEETAH,))
+        add(f"tamherd_jax Cheetah, {physics}", environments, length, ours, physics)
+    add("mujoco.rollout", environments, length, mujoco_rollout, (CHEETAH,))
     if importlib.util.find_spec("envpool") is not None:
         for task in mode.pick(("HalfCheetah-v4",), *2 * (("HalfCheetah-v4", "Walker2d-v4"),)):
             for parallel in (False, True):
                 name = f"EnvPool {task}, {'asynchronous' if parallel else 'synchronous'}"
-                add(name, lanes, length, envpool, task, parallel)
+                add(name, environments, length, envpool, task, parallel)
     if importlib.util.find_spec("gymnasium") is not None:
         add("gymnasium SyncVectorEnv", envs, long, gymnasium, False)
         if mode.name != "smoke":

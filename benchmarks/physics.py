@@ -21,16 +21,16 @@ def backend(name: str) -> Physics:
     return get_physics(name) if form is None else PlanarPhysics(form)
 
 
-def rollout(name: str, lanes: int, length: int) -> Program:
-    """`length` environment steps of `lanes` bodies."""
-    physics, body = backend(name), jnp.arange(lanes, dtype=jnp.int32) % len(BODIES)
+def rollout(name: str, environments: int, length: int) -> Program:
+    """`length` environment steps of `environments` bodies."""
+    physics, body = backend(name), jnp.arange(environments, dtype=jnp.int32) % len(BODIES)
     noise = jnp.asarray([0.1, 0.005])[body][:, None]
-    q = noise * jax.random.uniform(jax.random.key(1), (lanes, NQ), minval=-1.0)
-    start = jax.vmap(init_state)(q, noise * jax.random.normal(jax.random.key(2), (lanes, NV)))
+    q = noise * jax.random.uniform(jax.random.key(1), (environments, NQ), minval=-1.0)
+    start = jax.vmap(init_state)(q, noise * jax.random.normal(jax.random.key(2), (environments, NV)))
 
     def run(start: PhysicsState, key: jax.Array) -> PhysicsState:
         def advance(state: PhysicsState, key: jax.Array) -> tuple[PhysicsState, None]:
-            control = jnp.clip(jax.random.normal(key, (lanes, NU)), -1, 1)
+            control = jnp.clip(jax.random.normal(key, (environments, NU)), -1, 1)
             return jax.vmap(physics.step)(body, state, control), None
 
         return jax.lax.scan(advance, start, jax.random.split(key, length))[0]

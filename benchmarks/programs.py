@@ -77,7 +77,7 @@ def physics_step(environments: int, integrator: str = "euler", form: str = "auto
         Shape((environments, table.motors), jnp.float32),
     )
     if literal:
-        return Traceable(lambda *lanes: planar_step(table, *lanes, options, form), batch)
+        return Traceable(lambda *batch: planar_step(table, *batch, options, form), batch)
     data = jax.tree.map(lambda x: Shape(x.shape, jnp.float32 if x.dtype.kind == "f" else x.dtype), table)
     return Traceable(lambda *args: planar_step(*args, options, form), (data, *batch))
 

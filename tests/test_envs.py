@@ -130,11 +130,11 @@ def test_a_state_that_diverges_ends_its_episode_alone(mujoco_env):
     assert broken.nonfinite.sum() >= 1
     for leaf in jax.tree.leaves(broken):
         assert np.isfinite(leaf).all()
-    lane = int(np.argmax(broken.nonfinite))
-    end = int(broken.valid[lane].sum())
+    environment = int(np.argmax(broken.nonfinite))
+    end = int(broken.valid[environment].sum())
     assert 0 < end < 12
-    assert (broken.valid[lane, end:] == 0).all()
-    assert (broken.rewards[lane, end:] == 0).all()
+    assert (broken.valid[environment, end:] == 0).all()
+    assert (broken.rewards[environment, end:] == 0).all()
     np.testing.assert_array_equal(finite.rewards, undisturbed.rewards)
     assert finite.nonfinite.sum() == 0
 

@@ -339,20 +339,20 @@ def test_derivatives_equal_difference_quotients(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_composes_with_jit_vmap_pmap_and_scan(name):
-    """One program that pmaps a scan of a vmap, against the plain call: lanes differ, and none disturbs another."""
+    """One program that pmaps a scan of a vmap, against the plain call: environments differ, and none disturbs another."""
     function, args = CASES[name]
     args = jax.tree.map(lambda leaf: np.asarray(leaf), args)
     other = jax.tree.map(lambda leaf: 0.9 * leaf, args)
-    lanes = jax.tree.map(lambda *leaves: np.stack(leaves)[None], args, other)
+    devices = jax.tree.map(lambda *leaves: np.stack(leaves)[None], args, other)
 
     def nested(args):
         return jax.lax.scan(lambda carry, _: (carry, jax.vmap(function)(*args)), 0, None, length=2)[1]
 
-    results = jax.pmap(nested)(lanes)
-    for lane, own in enumerate((args, other)):
+    results = jax.pmap(nested)(devices)
+    for environment, own in enumerate((args, other)):
         expected = jax.jit(function)(*own)
         for repeat in range(2):
-            ours = jax.tree.map(lambda leaf, r=repeat, i=lane: leaf[0, r, i], results)
+            ours = jax.tree.map(lambda leaf, r=repeat, i=environment: leaf[0, r, i], results)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, expected)
 
 

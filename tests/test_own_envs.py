@@ -214,8 +214,9 @@ def test_a_time_limit_of_the_environments_own_is_no_termination(limit, terminate
     both = MixedTask(mode=jnp.int32(0), tasks=(task, point))
     episodes = jax.jit(lambda k: collect_episodes(mixed, act, both, k, 1, 5))(jax.random.key(0))
     assert (float(episodes.steps[0]), float(episodes.terminated.sum())) == (last, terminates)
-    lane = jax.jit(lambda k: collect_autoreset_steps(env, lambda c, obs, k: jnp.ones(1), (), lambda k, i: (), task, k, 5, 5))
-    assert (float(lane(jax.random.key(0)).terminated.sum()) > 0) == terminates
+    ahead = (lambda c, obs, k: jnp.ones(1)), (), lambda k, i: ()
+    collected = jax.jit(lambda k: collect_autoreset_steps(env, *ahead, task, k, 5, 5))
+    assert (float(collected(jax.random.key(0)).terminated.sum()) > 0) == terminates
 
 
 class BadStart(Slider):
@@ -314,7 +315,7 @@ def test_task_sets_are_named_and_have_modes():
 
 
 def test_environments_of_different_sizes_mix_by_padding():
-    """One and two dimensions in one program, each lane against its own environment alone."""
+    """One and two dimensions in one program, each environment against its own environment alone."""
     point, goal = PointMass(), GoalMass(fence=0.5)
     env = MixedEnv([point, goal])
     assert (env.observation_size, env.action_size) == (2, 2)

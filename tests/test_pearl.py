@@ -305,8 +305,8 @@ def test_networks_have_the_authors_sizes_and_initial_ranges():
 # Collection ----------------------------------------------------------------------------------------------------------
 
 
-def lane(env, length=60, horizon=20):
-    """A lane whose policy walks right and shows its context in the second action."""
+def collected(env, length=60, horizon=20):
+    """An environment whose policy walks right and shows its context in the second action."""
 
     def act(context, obs, key):
         return jnp.stack([jnp.ones(()), context])
@@ -319,7 +319,7 @@ def lane(env, length=60, horizon=20):
 
 
 def test_lanes_go_on_after_a_termination():
-    steps = lane(GoalMass(fence=0.7))
+    steps = collected(GoalMass(fence=0.7))
     assert steps.steps == 60
     assert jnp.all(steps.valid == 1)
     ends = np.flatnonzero(steps.terminated)
@@ -333,7 +333,7 @@ def test_lanes_go_on_after_a_termination():
 
 
 def test_a_time_limit_cuts_without_terminating():
-    steps = lane(GoalMass())
+    steps = collected(GoalMass())
     assert jnp.all(steps.terminated == 0)
     assert np.bincount(steps.episode).tolist() == [20, 20, 20]
     assert jnp.all(jnp.abs(steps.obs[::20]) < 0.25)
@@ -341,7 +341,7 @@ def test_a_time_limit_cuts_without_terminating():
 
 
 def test_a_diverged_state_is_masked_and_replaced():
-    steps = lane(GoalMass(poison=1.0))
+    steps = collected(GoalMass(poison=1.0))
     assert steps.nonfinite >= 6
     assert steps.steps == 60 - steps.nonfinite
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(steps))
@@ -564,7 +564,7 @@ def test_herd_code_runs_on_pearl(ran):
 
 
 def test_ml2_mixes_bodies():
-    """Both bodies in one program; a fallen walker's lane goes on."""
+    """Both bodies in one program; a fallen walker's environment goes on."""
     pearl = PEARL(Locomotion("mujoco"), draws=4, tasks=4, config=dataclasses.replace(TINY, horizon=100, **IN_HUNDREDS))
     state = jax.jit(pearl.init)(jax.random.key(0))
     state, metrics = jax.jit(pearl.prefill)(jax.random.key(1), state, ml2().tasks, jnp.ones(4) / 4)

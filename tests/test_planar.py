@@ -1,4 +1,4 @@
-"""The planar physics against MuJoCo C: every kind of state, both forms, both integrators, and what keeps lanes apart."""
+"""The planar physics against MuJoCo C: every kind of state, both forms, both integrators, and what keeps environments apart."""
 
 import importlib.util
 from dataclasses import replace
@@ -48,7 +48,7 @@ def float32_step():
 
 @pytest.fixture(scope="module")
 def interpreted_step():
-    """The kernel, interpreted; call it with 40 lanes: more than a block, and not a multiple of it."""
+    """The kernel, interpreted; call it with 40 environments: more than a block, and not a multiple of it."""
     return _stepper(SolverOptions(), "pallas-interpret")
 
 
@@ -89,8 +89,8 @@ def _form(steps, form):
 def _step(stepper, body, states, dtype):
     """New positions and velocities of one body's states, in `dtype`."""
     q, qd, control = (jnp.asarray(x, dtype) for x in _padded(body, states))
-    lanes = jnp.full(len(q), BODIES.index(body), jnp.int32)
-    new_q, new_qd, _ = stepper(lanes, (q, qd, jnp.zeros_like(qd)), control)
+    bodies = jnp.full(len(q), BODIES.index(body), jnp.int32)
+    new_q, new_qd, _ = stepper(bodies, (q, qd, jnp.zeros_like(qd)), control)
     for x in (new_q, new_qd):
         there = own_coordinates(body, np.arange(x.shape[1]), common_layout(BODIES))
         assert not np.delete(np.asarray(x), there, axis=1).any(), "what a body lacks stays at rest"
@@ -173,9 +173,9 @@ class TestParity:
     def test_warm_start_does_not_move_the_answer(self, exact_step, suite):
         states, _ = suite["walker"]
         q, qd, control = (jnp.asarray(x) for x in _padded("walker", states))
-        lanes = jnp.ones(len(q), jnp.int32)
-        cold = exact_step(lanes, (q, qd, jnp.zeros_like(qd)), control)
-        misled = exact_step(lanes, (q, qd, 1e4 * jnp.ones_like(qd)), control)
+        bodies = jnp.ones(len(q), jnp.int32)
+        cold = exact_step(bodies, (q, qd, jnp.zeros_like(qd)), control)
+        misled = exact_step(bodies, (q, qd, 1e4 * jnp.ones_like(qd)), control)
         np.testing.assert_allclose(cold[1], misled[1], rtol=1e-9, atol=1e-9)
 
     def test_other_softness(self):
@@ -214,13 +214,13 @@ class TestForms:
     def test_interpreted_kernel_is_the_xla_form(self, float32_step, interpreted_step, suite):
         everything, everywhere, commands = _mixed(suite)
         some = slice(None, None, STATES // 40)
-        lanes, state, control = everything[some], tuple(x[some] for x in everywhere), commands[some]
+        bodies, state, control = everything[some], tuple(x[some] for x in everywhere), commands[some]
         wanted = tuple(x[some] for x in float32_step(everything, everywhere, commands))
-        found = interpreted_step(lanes, state, control)
+        found = interpreted_step(bodies, state, control)
         for x, y in zip(found, wanted, strict=True):
             assert parity.velocity_error(x, np.asarray(y, np.float64)).max() <= 1e-4
         as_data = jax.tree.map(jnp.asarray, body_table(BODIES))
-        step = jax.jit(lambda table: planar_step(table, lanes, state, control, SolverOptions(), "pallas-interpret"))
+        step = jax.jit(lambda table: planar_step(table, bodies, state, control, SolverOptions(), "pallas-interpret"))
         for x, y in zip(step(as_data), wanted, strict=True):
             assert parity.velocity_error(x, np.asarray(y, np.float64)).max() <= 1e-4
 
@@ -278,9 +278,9 @@ class TestData:
 
 class TestBatching:
     def test_nested_vmap_is_one_flat_call(self, float32_step, suite):
-        lanes, (q, qd, guess), control = _mixed(suite)
+        bodies, (q, qd, guess), control = _mixed(suite)
         physics, count = PlanarPhysics("xla", table=body_table(BODIES)), len(BODIES)
-        wanted = float32_step(lanes, (q, qd, guess), control)
+        wanted = float32_step(bodies, (q, qd, guess), control)
 
         def nested(q, qd, control):
             step = jax.vmap(jax.vmap(jax.vmap(physics.step)), in_axes=(None, 0, 0))
@@ -297,42 +297,42 @@ class TestBatching:
 
     def test_under_scan_and_pmap(self, float32_step, suite):
         physics = PlanarPhysics("xla", table=body_table(BODIES))
-        lanes, state, control = _mixed(suite)
+        bodies, state, control = _mixed(suite)
 
-        def episode(lanes, state, control):
+        def episode(bodies, state, control):
             step = jax.vmap(physics.step)
-            return jax.lax.scan(lambda s, _: (step(lanes, s, control), None), state, None, length=3)[0]
+            return jax.lax.scan(lambda s, _: (step(bodies, s, control), None), state, None, length=3)[0]
 
         start = jax.vmap(init_state)(*state[:2])
-        found = jax.pmap(episode)(*jax.tree.map(lambda x: x[None], (lanes, start, control)))
+        found = jax.pmap(episode)(*jax.tree.map(lambda x: x[None], (bodies, start, control)))
         for _ in range(3):
-            state = float32_step(lanes, state, control)
+            state = float32_step(bodies, state, control)
         np.testing.assert_allclose(found.qd[0], state[1], rtol=1e-5, atol=1e-5)
 
     def test_more_lanes_than_a_chunk(self, float32_step, suite):
-        lanes, state, control = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), _mixed(suite))
-        found = float32_step(lanes, state, control)
-        wanted = float32_step(*jax.tree.map(lambda x: x[:STATES], (lanes, state, control)))
+        bodies, state, control = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), _mixed(suite))
+        found = float32_step(bodies, state, control)
+        wanted = float32_step(*jax.tree.map(lambda x: x[:STATES], (bodies, state, control)))
         np.testing.assert_allclose(found[1][:STATES], wanted[1], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(found[1][STATES:], wanted[1][::-1], rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("form", ["xla", "native"])
     def test_a_lane_does_not_see_its_neighbours(self, steps, suite, form):
-        lanes, state, control = _mixed(suite)
-        wanted = _form(steps, form)(lanes, state, control)
+        bodies, state, control = _mixed(suite)
+        wanted = _form(steps, form)(bodies, state, control)
         order = np.random.default_rng(0).permutation(STATES)
-        again = steps[form](lanes[order], tuple(x[order] for x in state), control[order])
+        again = steps[form](bodies[order], tuple(x[order] for x in state), control[order])
         np.testing.assert_array_equal(again[1], wanted[1][order])
 
     @pytest.mark.parametrize("form", ["xla", "native", "pallas-interpret"])
     def test_a_lane_that_is_not_finite_stays_in_its_lane(self, steps, suite, form):
-        lanes, state, control = _mixed(suite)
+        bodies, state, control = _mixed(suite)
         whole = steps["xla" if form == "pallas-interpret" else form] if form in steps else _form(steps, form)
-        wanted = [np.asarray(x) for x in whole(lanes, state, control)]
+        wanted = [np.asarray(x) for x in whole(bodies, state, control)]
         (q, qd, guess), control = [np.array(x) for x in state], np.array(control)
         q[1, 4], qd[2, 0], control[5, 3], guess[7, 8], qd[11, 5] = np.nan, np.inf, np.nan, -np.inf, 3e37
         some, tolerance = (slice(40), 1e-4) if form == "pallas-interpret" else (slice(None), 0)
-        found = steps[form](lanes[some], (q[some], qd[some], guess[some]), control[some])
+        found = steps[form](bodies[some], (q[some], qd[some], guess[some]), control[some])
         sick = np.isin(np.arange(STATES), [1, 2, 5, 7, 11])[some]
         for x, y in zip(found, wanted, strict=True):
             x, y = np.asarray(x), y[some]

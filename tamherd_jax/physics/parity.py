@@ -42,7 +42,7 @@ def converged(model: mujoco.MjModel) -> mujoco.MjModel:
 
 
 def simulate(model: mujoco.MjModel, states: States, frames: int) -> np.ndarray:
-    """States `[B, frames, 18]` that MuJoCo C visits under each lane's control, in float64 (`nq + nv` for another model)."""
+    """States `[B, frames, 18]` that MuJoCo C visits under each control, in float64 (`nq + nv` for another model)."""
     start = np.concatenate([np.zeros((len(states.q), 1)), states.q, states.qd], axis=1)
     controls = np.repeat(states.control[:, None], frames, axis=1)
     data = [mujoco.MjData(model), mujoco.MjData(model)]
@@ -190,11 +190,11 @@ def _limits(body: str, count: int, rng: np.random.Generator) -> States:
     low, high = load_model(body).jnt_range[ROOT:].T
     hinges = len(low)
     q = _pose(body, count, rng, rng.uniform(-0.005, 0.5, count), 0.3 * rng.standard_normal(count))
-    qd, lanes = _normal(body, count, rng), np.arange(count)
+    qd, index = _normal(body, count, rng), np.arange(count)
     chosen = np.zeros((count, hinges), bool)
-    chosen[lanes, lanes % hinges] = True
-    chosen |= (lanes % 13 == 0)[:, None]
-    upper = np.broadcast_to((lanes // hinges % 2 == 0)[:, None], chosen.shape)
+    chosen[index, index % hinges] = True
+    chosen |= (index % 13 == 0)[:, None]
+    upper = np.broadcast_to((index // hinges % 2 == 0)[:, None], chosen.shape)
     beyond, speed = rng.uniform(-0.002, 0.03, chosen.shape), rng.uniform(0, 5, chosen.shape)
     q[:, 3:] = np.where(chosen, np.where(upper, high + beyond, low - beyond), q[:, 3:])
     qd[:, 3:] = np.where(chosen, np.where(upper, speed, -speed), qd[:, 3:])

@@ -1,4 +1,4 @@
-"""Linear algebra of a planar tree, written once for any batch: arrays end in the lanes B and begin with the chains.
+"""Linear algebra of a planar tree, written once for any batch: arrays end in the environments B and begin with the chains.
 
 A quantity of the torso has shape `[1, B]`, one of a level of the chains `[C, B]`: all chains at once. A joint-space vector is a
 tuple of such arrays (root x, root z, torso pitch, then one array a level of the chains); a joint-space matrix is symmetric and

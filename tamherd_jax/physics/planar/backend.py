@@ -45,7 +45,7 @@ def planar_step(
     Args:
       table: constants of N bodies. JAX arrays are data (and may be batched under `vmap`, which appends rows); a few rows of
         numpy arrays, as `read_tree` makes them, are compiled into the program, which is faster.
-      body: `[B]` int32 row of each lane.
+      body: `[B]` int32 row of each environment.
       state: positions, velocities and solver guesses, each `[B, dofs]` (m, rad, s); float32 or float64.
       control: `[B, motors]`, clipped to each motor's range.
       options: of the solver; Euler by default.
@@ -54,16 +54,16 @@ def planar_step(
         elsewhere. The environment variable `TAMHERD_PLANAR_FORM` replaces `"auto"`.
 
     Returns:
-      The next positions, velocities and guesses. A lane with a non-finite number, before or after, is all NaN.
+      The next positions, velocities and guesses. An environment with a non-finite number, before or after, is all NaN.
 
     Raises:
       ValueError: for an unknown form, shapes that do not fit the table, or a tree that the kernel cannot do.
       SimdUnavailableError: if the native form is asked for by name where there is none.
     """
     form = _known_form(form)
-    lanes = body.shape[0] if body.ndim == 1 else None
+    count = body.shape[0] if body.ndim == 1 else None
     found = tuple(x.shape for x in (*state, control))
-    wanted = ((lanes, table.dofs),) * 3 + ((lanes, table.motors),)
+    wanted = ((count, table.dofs),) * 3 + ((count, table.motors),)
     if found != wanted:
         raise ValueError(f"state and control have shapes {found}; this table needs {wanted}")
     arguments = body.astype(jnp.int32), tuple(state), control
@@ -74,7 +74,7 @@ def planar_step(
 
 @functools.lru_cache(maxsize=64)
 def _batchable(options: SolverOptions, form: str, literal: LiteralTable | None) -> Callable[..., Batch]:
-    """The flat step with a batching rule that folds a new axis into the lanes; a literal table is not an argument."""
+    """The flat step with a batching rule that folds a new axis into the environments; a literal table is not an argument."""
     flat_step = _steps(options, form, literal)
 
     @custom_batching.custom_vmap
@@ -174,6 +174,6 @@ class PlanarPhysics:
 
     def step(self, body: jax.Array, state: PhysicsState, control: jax.Array) -> PhysicsState:
         """See `tamherd_jax.physics.base.Physics.step`."""
-        lane = tuple(jnp.asarray(x)[None] for x in (state.q, state.qd, state.warmstart))
-        out = planar_step(self.table, jnp.asarray(body)[None], lane, jnp.asarray(control)[None], self.options, self.form)
+        batch = tuple(jnp.asarray(x)[None] for x in (state.q, state.qd, state.warmstart))
+        out = planar_step(self.table, jnp.asarray(body)[None], batch, jnp.asarray(control)[None], self.options, self.form)
         return PhysicsState(q=out[0][0], qd=out[1][0], warmstart=out[2][0])

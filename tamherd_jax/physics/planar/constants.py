@@ -4,7 +4,7 @@ A planar tree is a torso on a floating root (slides along x and z, hinge about y
 one length, each link on a hinge about y, with capsules or spheres that touch one horizontal floor. Every number is an array
 whose leading axis N is a row of a table, one row a body, so that a body is an index and a batch may mix bodies.
 
-Axes: N rows of the table (B lanes of a batch once selected), C chains, P points of contact of a link.
+Axes: N rows of the table (B environments of a batch once selected), C chains, P points of contact of a link.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ _FAR = 1e6  # m or rad: a contact point or a joint limit that is never reached
 
 
 Number = Any
-"""One number where a model is read, then an array with a leading axis of bodies, then one with a last axis of lanes."""
+"""One number where a model is read, then an array with a leading axis of bodies, then one with a last axis of environments."""
 
 
 class Dof(NamedTuple):
@@ -240,19 +240,19 @@ def stack_trees(trees: Sequence[PlanarTree]) -> PlanarTree:
 
 
 def select_rows(table: PlanarTree, body: jax.Array, dtype: jnp.dtype) -> PlanarTree:
-    """Constants of a batch of lanes: fields `[N]`, `[N, C]`, `[N, P, C]` become `[1, B]`, `[C, B]`, `[P, C, B]`.
+    """Constants of a batch of environments: fields `[N]`, `[N, C]`, `[N, P, C]` become `[1, B]`, `[C, B]`, `[P, C, B]`.
 
     Args:
       table: N bodies.
-      body: `[B]` row of each lane, clipped into the table.
+      body: `[B]` row of each environment, clipped into the table.
       dtype: of the floating fields.
     """
 
     def select(leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)
         kind = leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.integer) else dtype
-        lanes = jnp.moveaxis(jnp.take(leaf.astype(kind), body, axis=0, mode="clip"), 0, -1)
-        return lanes[None] if leaf.ndim == 1 else lanes
+        values = jnp.moveaxis(jnp.take(leaf.astype(kind), body, axis=0, mode="clip"), 0, -1)
+        return values[None] if leaf.ndim == 1 else values
 
     return jax.tree.map(select, table)
 
@@ -265,17 +265,17 @@ def select_literals(table: PlanarTree, body: jax.Array, dtype: jnp.dtype) -> Pla
 
     Args:
       table: numpy arrays of a few bodies.
-      body: `[B]` row of each lane, within the table.
+      body: `[B]` row of each environment, within the table.
       dtype: of the floating fields.
     """
     bodies = body[None]
 
     def element(values: np.ndarray, kind: jnp.dtype, axes: int) -> jax.Array:
-        lanes = bodies.reshape((1,) * axes + body.shape)
+        rows = bodies.reshape((1,) * axes + body.shape)
         out = jnp.full((1,) * (axes + 1), values[0], kind)
         for row in range(1, len(values)):
             if (values[row:] != values[0]).any():
-                out = jnp.where(lanes == row, jnp.asarray(values[row], kind), out)
+                out = jnp.where(rows == row, jnp.asarray(values[row], kind), out)
         return out
 
     def select(leaf: np.ndarray) -> jax.Array:

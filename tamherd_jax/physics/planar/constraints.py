@@ -192,23 +192,23 @@ def _over_rows(limits: Sequence[jax.Array], contacts: Sequence[jax.Array]) -> ja
 
 def cost(problem: Problem, a: Vector) -> jax.Array:
     """The cost of acceleration `a`, `[1, B]`."""
-    away = axpy(-1.0, problem.smooth, a)
+    change = axpy(-1.0, problem.smooth, a)
     limits, contacts = residual(problem, a, aim=True)
     of_limits = [_active(row.weight, r) * r * r for row, r in zip(problem.constraints.limits, limits, strict=True)]
     of_contacts = []
     for contact, r in zip(problem.constraints.contacts, contacts, strict=True):
         edges = _edges(*r)
         of_contacts.append(total(w * e * e for w, e in zip(_edge_weights(contact, edges), edges, strict=True)))
-    return 0.5 * (dot(away, matvec(problem.inertia, away)) + _over_rows(of_limits, of_contacts))
+    return 0.5 * (dot(change, matvec(problem.inertia, change)) + _over_rows(of_limits, of_contacts))
 
 
-def _gradient_and_hessian(problem: Problem, away: Vector, at: Residual) -> tuple[Vector, Matrix]:
-    """Derivatives of the cost at `a0 + away`, whose rows are `at`."""
+def _gradient_and_hessian(problem: Problem, change: Vector, at: Residual) -> tuple[Vector, Matrix]:
+    """Derivatives of the cost at `a0 + change`, whose rows are `at`."""
     limits, contacts = problem.constraints
     derivatives = [_contact_derivatives(row, *r) for row, r in zip(contacts, at.contacts, strict=True)]
-    push = joint_forces(problem.offsets, [wrench for wrench, _ in derivatives])
+    forces = joint_forces(problem.offsets, [wrench for wrench, _ in derivatives])
     stiffness = joint_matrix(problem.offsets, [response for _, response in derivatives])
-    gradient = list(axpy(1.0, matvec(problem.inertia, away), push))
+    gradient = list(axpy(1.0, matvec(problem.inertia, change), forces))
     hessian = [[m + k for m, k in zip(*rows, strict=True)] for rows in zip(problem.inertia, stiffness, strict=True)]
     for dof, (limit, r) in enumerate(zip(limits, at.limits, strict=True), start=ROOT):
         weight = _active(limit.weight, r)
@@ -221,15 +221,15 @@ def _contact_derivatives(row: ContactRows, normal: jax.Array, tangent: jax.Array
     """Sum over a link's points of the cost's gradient (a wrench) and Hessian (a response), about the link's hinge."""
     edges = _edges(normal, tangent)
     forward, backward, across = _edge_weights(row, edges)
-    push, drag = forward * edges[0], backward * edges[1]
-    fx, fz = row.friction * (push - drag), push + drag + across * edges[2]
-    lean = row.friction * (forward - backward)
+    ahead, behind = forward * edges[0], backward * edges[1]
+    fx, fz = row.friction * (ahead - behind), ahead + behind + across * edges[2]
+    xz = row.friction * (forward - backward)
     xx, zz = row.friction * row.friction * (forward + backward), forward + backward + across
     lever = row.lever
-    turn_x, turn_z = lever.z * xx - lever.x * lean, lever.z * lean - lever.x * zz
+    turn_x, turn_z = lever.z * xx - lever.x * xz, lever.z * xz - lever.x * zz
     turn_turn = lever.z * turn_x - lever.x * turn_z
     wrench = lever.z * fx - lever.x * fz, fx, fz
-    response = turn_turn, turn_x, turn_z, xx, lean, zz
+    response = turn_turn, turn_x, turn_z, xx, xz, zz
     return Wrench(*map(over_points, wrench)), Response(*map(over_points, response))
 
 
@@ -241,14 +241,14 @@ Iterate = tuple[jax.Array | int, jax.Array, Vector]
 
 
 def _line_search(
-    problem: Problem, away: Vector, step: Vector, at: Residual, along: Residual, running: jax.Array, iterations: int
+    problem: Problem, change: Vector, step: Vector, at: Residual, along: Residual, running: jax.Array, iterations: int
 ) -> jax.Array:
     """Minimiser `[1, B]` of the cost along a step: Newton on its piecewise linear slope, within a bracket.
 
-    Exact up to `_LINE_TOLERANCE`, and wholly so where a single piece spans the way, as in the last Newton step.
+    Exact up to `_LINE_TOLERANCE`, and wholly so where a single piece spans the step, as in the last Newton step.
     """
     pushed = matvec(problem.inertia, step)
-    slope0, curvature0 = dot(pushed, away), dot(pushed, step)
+    slope0, curvature0 = dot(pushed, change), dot(pushed, step)
     big = jnp.asarray(jnp.finfo(slope0.dtype).max, slope0.dtype)
 
     def refine(carry: Search) -> Search:
@@ -272,25 +272,25 @@ def _search_rows(constraints: Constraints, at: Residual, along: Residual, scale:
     """Slope and curvature `[1, B]` of the constraints' cost at `scale` along a step."""
     limit_slopes, limit_curvatures, slopes, curvatures = [], [], [], []
     for limit, r, p in zip(constraints.limits, at.limits, along.limits, strict=True):
-        here = r + scale * p
-        bent = _active(limit.weight, here) * p
-        limit_slopes.append(bent * here)
-        limit_curvatures.append(bent * p)
-    for row, start, way in zip(constraints.contacts, at.contacts, along.contacts, strict=True):
-        edges, rates = _edges(*_advance(start, scale, way)), _edges(*way)
+        residual = r + scale * p
+        rate = _active(limit.weight, residual) * p
+        limit_slopes.append(rate * residual)
+        limit_curvatures.append(rate * p)
+    for row, start, direction in zip(constraints.contacts, at.contacts, along.contacts, strict=True):
+        edges, rates = _edges(*_advance(start, scale, direction)), _edges(*direction)
         weights = _edge_weights(row, edges)
-        bents = [w * q for w, q in zip(weights, rates, strict=True)]
-        slopes.append(total(b * e for b, e in zip(bents, edges, strict=True)))
-        curvatures.append(total(b * q for b, q in zip(bents, rates, strict=True)))
+        weighted = [w * q for w, q in zip(weights, rates, strict=True)]
+        slopes.append(total(b * e for b, e in zip(weighted, edges, strict=True)))
+        curvatures.append(total(b * q for b, q in zip(weighted, rates, strict=True)))
     return _over_rows(limit_slopes, slopes), _over_rows(limit_curvatures, curvatures)
 
 
 def _advance(
-    start: tuple[jax.Array, jax.Array], scale: jax.Array, way: tuple[jax.Array, jax.Array]
+    start: tuple[jax.Array, jax.Array], scale: jax.Array, direction: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Normal and tangent of a link's contacts, `scale` along a step."""
     reach = _per_point(scale)
-    return start[0] + reach * way[0], start[1] + reach * way[1]
+    return start[0] + reach * direction[0], start[1] + reach * direction[1]
 
 
 def _switched(constraints: Constraints, at: Residual, along: Residual, scale: jax.Array) -> jax.Array:
@@ -303,8 +303,8 @@ def _switched(constraints: Constraints, at: Residual, along: Residual, scale: ja
         changes(limit.weight, r, r + scale * p) for limit, r, p in zip(constraints.limits, at.limits, along.limits, strict=True)
     ]
     contacts = []
-    for row, start, way in zip(constraints.contacts, at.contacts, along.contacts, strict=True):
-        pairs = zip(_edges(*start), _edges(*_advance(start, scale, way)), strict=True)
+    for row, start, direction in zip(constraints.contacts, at.contacts, along.contacts, strict=True):
+        pairs = zip(_edges(*start), _edges(*_advance(start, scale, direction)), strict=True)
         contacts.append(total(changes(row.weight, before, after) for before, after in pairs))
     return _over_rows(limits, contacts)
 
@@ -313,12 +313,12 @@ def _newton_step(
     problem: Problem, a: Vector, running: jax.Array, line_search: int, tolerance: float
 ) -> tuple[Vector, jax.Array]:
     """One Newton step from `a`, and whether it has arrived: no row switched, or the step was negligible."""
-    away = axpy(-1.0, problem.smooth, a)
+    change = axpy(-1.0, problem.smooth, a)
     at = residual(problem, a, aim=True)
-    gradient, hessian = _gradient_and_hessian(problem, away, at)
+    gradient, hessian = _gradient_and_hessian(problem, change, at)
     step = solve(factor(hessian), tuple(-g for g in gradient))
     along = residual(problem, step, aim=False)
-    scale = _line_search(problem, away, step, at, along, running, line_search)
+    scale = _line_search(problem, change, step, at, along, running, line_search)
     small = scale * scale * dot(step, step) <= tolerance * tolerance * (1.0 + dot(a, a))
     arrived = small | ~(_switched(problem.constraints, at, along, scale) > 0)
     return axpy(scale, step, a), arrived
@@ -329,12 +329,12 @@ def constrained_acceleration(
 ) -> Vector:
     """Acceleration that minimises the cost, started from the cheaper of the guess and the unconstrained one.
 
-    A lane stops for itself, so that its result does not depend on its neighbours; the loop ends when every lane has.
+    An environment stops for itself, so that its result does not depend on its neighbours; the loop ends when all have.
 
     Args:
       problem: the cost.
       guess: last step's constrained acceleration.
-      active: `[1, B]` lanes to be solved; the others return their starting point.
+      active: `[1, B]` environments to be solved; the others return their starting point.
       iterations: Newton steps at most.
       line_search: steps of the line search.
       tolerance: relative size of a step that counts as none.

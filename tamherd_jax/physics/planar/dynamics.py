@@ -40,7 +40,7 @@ class SolverOptions:
 
     Attributes:
       integrator: `"euler"` (semi-implicit, joint damping implicit) or `"rk4"` (as gymnasium's Walker2d).
-      iterations: Newton steps at most; a lane whose active set no longer changes has converged and stops before.
+      iterations: Newton steps at most; an environment whose active set no longer changes has converged and stops before.
       line_search: steps of the exact line search.
     """
 
@@ -217,21 +217,21 @@ def to_planar(tree: PlanarTree, q: Vector) -> Vector:
 
 
 def _finite(vectors: Sequence[Vector]) -> jax.Array:
-    """`[1, B]` whether every number of a lane is finite."""
+    """`[1, B]` whether every number of an environment is finite."""
     size = total(to_root(jnp.abs(x)) for vector in vectors for x in vector)
     return size < jnp.inf
 
 
 def _replace(keep: jax.Array, state: Any, value: float) -> Any:
-    """`state` with every lane outside `keep` set to `value`."""
+    """`state` with every environment outside `keep` set to `value`."""
     return jax.tree.map(lambda x: jnp.where(keep, x, jnp.asarray(value, x.dtype)), state)
 
 
 def environment_step(constants: Callable[[], PlanarTree], state: State, control: Vector, options: SolverOptions) -> State:
-    """Each lane's `frames` physics steps under one control; a lane that is not finite, before or after, is all NaN.
+    """Take each environment's `frames` physics steps under one control; one that is not finite, before or after, is all NaN.
 
     Args:
-      constants: returns the lanes' constants; called anew for every physics step, so that a kernel can reload them from
+      constants: returns the environments' constants; called anew for every physics step, so that a kernel can reload them from
         memory instead of keeping them in registers.
       state: in MuJoCo's sense of the hinges.
       control: one `[C, B]` a level of the chains.

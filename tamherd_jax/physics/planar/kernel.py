@@ -29,7 +29,7 @@ TILE = 32
 """Constants of a table that a block of the kernel reads with one load."""
 
 CHUNK = 2048
-"""Lanes that the XLA form steps at a time on a CPU: 18 us of CPU time an environment step, where 8,192 at once took 26."""
+"""Environments that the XLA form steps at a time on a CPU: 18 us of CPU time a step each, where 8,192 at once took 26."""
 
 Batch = tuple[jax.Array, ...]
 """Positions, velocities and guesses, each `[B, dofs]`."""
@@ -58,10 +58,10 @@ def xla_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Arra
     """
     dtype = state[0].dtype
     if is_literal(table):
-        lanes = select_literals(table, jnp.clip(body, 0, table.rows - 1), dtype)
+        constants = select_literals(table, jnp.clip(body, 0, table.rows - 1), dtype)
     else:
-        lanes = select_rows(table, body, dtype)
-    return step_environments(lambda: lanes, table.chains, table.levels, state, control, options)
+        constants = select_rows(table, body, dtype)
+    return step_environments(lambda: constants, table.chains, table.levels, state, control, options)
 
 
 def step_environments(
@@ -75,15 +75,15 @@ def step_environments(
 
 
 def chunked_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
-    """`xla_step` on `CHUNK` lanes after another, whose arrays stay in a CPU's cache; arguments as of `xla_step`."""
-    lanes = body.shape[0]
-    if lanes <= CHUNK:
+    """`xla_step` on `CHUNK` environments after another, whose arrays stay in a CPU's cache; arguments as of `xla_step`."""
+    count = body.shape[0]
+    if count <= CHUNK:
         return xla_step(table, body, state, control, options)
-    chunks = -(-lanes // CHUNK)
-    place = jnp.minimum(jnp.arange(chunks * CHUNK), lanes - 1).reshape(chunks, CHUNK)
+    chunks = -(-count // CHUNK)
+    place = jnp.minimum(jnp.arange(chunks * CHUNK), count - 1).reshape(chunks, CHUNK)
     parts = jax.tree.map(lambda x: x[place], (body, state, control))
     out = jax.lax.map(lambda part: xla_step(table, part[0], part[1], part[2], options), parts)
-    return tuple(x.reshape(chunks * CHUNK, -1)[:lanes] for x in out)
+    return tuple(x.reshape(chunks * CHUNK, -1)[:count] for x in out)
 
 
 def _split(rows: jax.Array, chains: int, levels: int, root: int = ROOT) -> Vector:
