@@ -275,7 +275,7 @@ def test_evaluate_measures_other_numbers_of_shots(locomotion_run, capsys):
         (["RUN", "--task", "walker-0.5", "--test-tasks", "ml2-vel-between"], "of another kind than those trained on"),
         (["RUN", "--task", "walker-forward", "--test-tasks", "ml5"], "unknown task set 'ml5'"),
         (["RUN"], "--task"),
-        (["--task", "walker-forward"], "DIR"),
+        (["--task", "walker-forward"], "HERD"),
     ],
 )
 def test_mistakes_get_one_line_and_status_two(locomotion_run, capsys, arguments, words):

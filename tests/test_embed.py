@@ -17,7 +17,7 @@ from tamherd_jax.commands.run import Run, new_config, read_config
 from tamherd_jax.commands.run_options import MethodOptions, OutputOptions, TrainingOptions
 from tamherd_jax.experiments import presets, runner
 from tamherd_jax.experiments.checkpoints import Checkpoints
-from tamherd_jax.experiments.embedding import analyse, draws_and_probes, embed_with_probe
+from tamherd_jax.experiments.embedding import analyse, embed_with_probe, training_and_test_tasks
 from tamherd_jax.herd import clustering
 from tamherd_jax.herd.clustering import Assignment, ClusteringConfig, Clusters
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
@@ -65,9 +65,9 @@ def embedded():
     """One probe of known behaviour on the point mass, embedded in two ways."""
     experiment = toy_experiment()
     tasks = point_tasks()
-    (draws, index), (probes, probe_index) = draws_and_probes(tasks, 8, 4)
+    (training, index), (probes, probe_index) = training_and_test_tasks(tasks, 8, 4)
     configs = {name: named_embedding(name) for name in ("fisher", "transition")}
-    program = jax.jit(partial(embed_with_probe, experiment.plan.learner, experiment.config, configs, draws, probes))
+    program = jax.jit(partial(embed_with_probe, experiment.plan.learner, experiment.config, configs, training, probes))
     probe = experiment.plan.learner.init(jax.random.key(3))
     return program(jax.random.key(1), probe), index, probe_index
 
@@ -148,7 +148,7 @@ def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, ca
     embed(run, *options, "--test-probes", 1)
     document = check_outputs(run / "embed", ("transition",))
     assert document["config"]["clustering"]["clusters"] == "auto"
-    assert len(document["rows"][0]["scores"]["silhouette"]) == 7  # K = 2..8 of 12 draws
+    assert len(document["rows"][0]["scores"]["silhouette"]) == 7  # K = 2..8 of 12 training tasks
 
 
 @pytest.mark.parametrize(

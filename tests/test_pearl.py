@@ -355,7 +355,7 @@ WEIGHTS = jnp.array([0.5, 0.0, 0.5])
 
 
 def learner(fence=jnp.inf, config=TINY):
-    return PEARL(GoalMass(fence), draws=4, tasks=3, config=config)
+    return PEARL(GoalMass(fence), meta_batch_size=4, tasks=3, config=config)
 
 
 class Ran(NamedTuple):
@@ -383,7 +383,7 @@ def test_an_epoch_delivers_its_full_number_of_valid_transitions(ran):
     pearl, state, first, epoch = ran.pearl, ran.state, ran.prepared, ran.trained
     assert first.steps == 2 * TINY.initial_steps
     assert epoch.steps == pearl.steps_per_epoch == 4 * (TINY.prior_steps + TINY.posterior_steps)
-    assert state.full.size.tolist() == [130, 0, 130], "30 initially and 2 draws x 50 each; none for a task of weight 0"
+    assert state.full.size.tolist() == [130, 0, 130], "30 initially and 2 tasks x 50 each; none for a task of weight 0"
     assert state.encoder.size.tolist() == [20, 0, 20], "the last draw's prior phase alone"
     assert state.full.experience.terminated.sum() > 10
     assert jnp.isnan(epoch.before[1])
@@ -565,7 +565,8 @@ def test_herd_code_runs_on_pearl(ran):
 
 def test_ml2_mixes_bodies():
     """Both bodies in one program; a fallen walker's environment goes on."""
-    pearl = PEARL(Locomotion("mujoco"), draws=4, tasks=4, config=dataclasses.replace(TINY, horizon=100, **IN_HUNDREDS))
+    config = dataclasses.replace(TINY, horizon=100, **IN_HUNDREDS)
+    pearl = PEARL(Locomotion("mujoco"), meta_batch_size=4, tasks=4, config=config)
     state = jax.jit(pearl.init)(jax.random.key(0))
     state, metrics = jax.jit(pearl.prefill)(jax.random.key(1), state, ml2().tasks, jnp.ones(4) / 4)
     assert state.full.size.tolist() == [200] * 4

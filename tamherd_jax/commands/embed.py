@@ -46,7 +46,7 @@ class Embed:
     """fisher, fisher-expected, fisher-diagonal, fisher-last-layer, fisher-kronecker, fisher-projection, transition, gradient,
     log-gradient; latent, latent-wasserstein, latent-kl with PEARL. By default the panels of the paper's Figures 3 and 4."""
     tasks_per_mode: Annotated[int | None, option("N")] = None
-    """Draws of each task; 50 in the paper's figures. By default as many as the run clusters."""
+    """Training tasks for each task of the set; 50 in the paper's figures. By default as many as the run clusters."""
     test_probes: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """Test probes of each task that are assigned to clusters."""
     out: Annotated[Path | None, option("DIR")] = None
@@ -161,19 +161,19 @@ def computed(options: Embed, config: Any, configs: dict[str, Any], directory: Pa
     import jax
     import numpy as np
 
-    from tamherd_jax.experiments.embedding import draws_and_probes, embed_with_probe
+    from tamherd_jax.experiments.embedding import embed_with_probe, training_and_test_tasks
     from tamherd_jax.parallel import map_learners
 
     experiment, states = read_probes(options) if options.directory else train_probes(config, directory, console)
     plan = experiment.plan
     task_set, count = plan.task_set, len(plan.task_set)
-    draws = options.tasks_per_mode * count if options.tasks_per_mode else config.embedding_tasks
-    (tasks, task), (test_tasks, test_task) = draws_and_probes(task_set, draws, options.test_probes * count)
+    training = options.tasks_per_mode * count if options.tasks_per_mode else config.embedding_tasks
+    (tasks, task), (test_tasks, test_task) = training_and_test_tasks(task_set, training, options.test_probes * count)
 
     def one(key: Any, probe: Any) -> Any:
         return embed_with_probe(plan.learner, config, configs, tasks, test_tasks, key, probe)
 
-    console.print(f"embedding {draws} draws and {len(test_task)} test probes a seed", highlight=False)
+    console.print(f"embedding {training} training tasks and {len(test_task)} test probes a seed", highlight=False)
     keys = jax.vmap(jax.random.key)(np.asarray(plan.seeds, np.uint32))
     embedded = jax.tree.map(np.asarray, map_learners(one, (0, 0))(keys, states))
     arrays, rows = analyses({name: embedded[name] for name in configs}, config, plan, task, test_task)
@@ -273,7 +273,7 @@ def write(directory: Path, config: Any, task_names: Any, arrays: dict[str, Any],
 def quality_table(rows: list[dict[str, Any]]) -> Any:
     """Agreement with the bodies that the clusters do not know of."""
     headings = ("K", "Rand\nbodies", "Rand\ntasks", "purity", "reward\nguard", "assigned\nright", "least\nconfidence")
-    table = _table("Clusters of task draws, and assignment of test probes", headings)
+    table = _table("Clusters of training tasks, and assignment of test probes", headings)
     for row in rows:
         test = row["test"]
         table.add_row(
@@ -302,14 +302,17 @@ def scores_table(rows: list[dict[str, Any]]) -> Any:
 
 
 def places_table(rows: list[dict[str, Any]], names: Any) -> Any:
-    """Draws of each task in each cluster, and test probes assigned to each."""
-    table = _table("Draws in each cluster > test probes assigned to it", [name.replace("-", "\n") for name in names])
+    """Training tasks in each cluster by task of the set, and test probes assigned to each."""
+    headings = [name.replace("-", "\n") for name in names]
+    table = _table("Training tasks in each cluster > test probes assigned to it", headings)
     for row in rows:
-        draws = ["/".join(map(str, counts)) for counts in row["tasks_in_cluster"]]
+        training = ["/".join(map(str, counts)) for counts in row["tasks_in_cluster"]]
         tests = (
-            [" > " + "/".join(map(str, counts)) for counts in row["test"]["assigned_to"]] if row["test"] else [""] * len(draws)
+            [" > " + "/".join(map(str, counts)) for counts in row["test"]["assigned_to"]]
+            if row["test"]
+            else [""] * len(training)
         )
-        table.add_row(row["embedding"], str(row["seed"]), *(a + b for a, b in zip(draws, tests, strict=True)))
+        table.add_row(row["embedding"], str(row["seed"]), *(a + b for a, b in zip(training, tests, strict=True)))
     return table
 
 

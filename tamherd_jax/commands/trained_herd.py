@@ -51,7 +51,7 @@ def _of_seed(directory: Path, seed: int | None) -> Path:
     seeds = sorted(int(number) for number in numbers if number.isdecimal())
     if not seeds:
         shipped = ", ".join(shipped_herds())
-        raise ValueError(f"{directory} holds no trained herd, and is none of those that come with the package: {shipped}")
+        raise ValueError(f"{directory} holds no trained herd; tamherd run leaves one, and with the package comes {shipped}")
     if seed is not None and seed not in seeds:
         raise ValueError(f"{directory} holds no trained herd of seed {seed}, only of {', '.join(map(str, seeds))}")
     return directory / "herd" / f"seed-{seeds[0] if seed is None else seed}"

@@ -20,11 +20,11 @@ from tamherd_jax.types import MetaLearner, PyTree
 
 @struct.dataclass
 class EmbeddedProbe:
-    """What clustering D training draws and assigning B test probes needs of one embedding.
+    """What clustering D training tasks and assigning B test probes needs of one embedding.
 
     Attributes:
-      gram: `[D, D]` inner products among the draws.
-      cross: `[B, D]` of the test probes with the draws.
+      gram: `[D, D]` inner products among the training tasks.
+      cross: `[B, D]` of the test probes with the training tasks.
       norms: `[B]` squared norms of the test probes.
       guard: `[D]` whether the reward guard fired.
     """
@@ -44,13 +44,13 @@ def embed_with_probe(
     key: jax.Array,
     probe: PyTree,
 ) -> dict[str, EmbeddedProbe]:
-    """Roll one probe in training draws and test tasks, and embed both in every way from the same episodes.
+    """Roll one probe in training tasks and test tasks, and embed both in every way from the same episodes.
 
     Args:
       learner: the probe's meta-learner.
       config: for the numbers of probe episodes in training and test.
       embeddings: by name.
-      tasks: of the D draws, leaves `[D, ...]`.
+      tasks: the D training tasks, leaves `[D, ...]`.
       test_tasks: leaves `[B, ...]`.
       key: consumed.
       probe: the probe's state.
@@ -68,32 +68,36 @@ def embed_with_probe(
 
         return jax.vmap(one)(jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]), tasks)
 
-    draws = features(keys[0], tasks, config.embedding_episodes)
+    training = features(keys[0], tasks, config.embedding_episodes)
     probes = features(keys[1], test_tasks, config.probe_test_episodes)
-    return {name: _embedded(Embedding(embeddings[name]), draws[name], probes[name]) for name in embeddings}
+    return {name: _embedded(Embedding(embeddings[name]), training[name], probes[name]) for name in embeddings}
 
 
-def _embedded(embedding: Any, draws: Features, probes: Features) -> EmbeddedProbe:
-    return EmbeddedProbe(embedding.self_gram(draws), embedding.gram(probes, draws), embedding.norms(probes), draws.guard)
+def _embedded(embedding: Any, training: Features, probes: Features) -> EmbeddedProbe:
+    return EmbeddedProbe(
+        embedding.self_gram(training), embedding.gram(probes, training), embedding.norms(probes), training.guard
+    )
 
 
-def draws_and_probes(task_set: TaskSet, draws: int, probes: int) -> tuple[tuple[PyTree, np.ndarray], tuple[PyTree, np.ndarray]]:
-    """Tasks and their indices, in equal shares, of D draws `[D]` and B test probes `[B]`."""
-    pairs = (stratified_tasks(task_set.tasks, count) for count in (draws, probes))
+def training_and_test_tasks(
+    task_set: TaskSet, training: int, probes: int
+) -> tuple[tuple[PyTree, np.ndarray], tuple[PyTree, np.ndarray]]:
+    """Return tasks and their indices, in equal shares: D training tasks `[D]` and those of B test probes `[B]`."""
+    pairs = (stratified_tasks(task_set.tasks, count) for count in (training, probes))
     first, second = ((tasks, np.asarray(index)) for tasks, index in pairs)
     return first, second
 
 
 def analyse(
-    embedded: EmbeddedProbe, config: clustering.ClusteringConfig, task_set: TaskSet, draws: PyTree, probes: PyTree, seed: int
+    embedded: EmbeddedProbe, config: clustering.ClusteringConfig, task_set: TaskSet, training: PyTree, probes: PyTree, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Cluster one seed's draws, assign its test probes and describe both.
+    """Cluster one seed's training tasks, assign its test probes and describe both.
 
     Args:
       embedded: of one seed.
       config: how to cluster.
       task_set: the tasks.
-      draws: `[D]` task of each draw.
+      training: `[D]` which task of the set each is.
       probes: `[B]` task of each test probe.
       seed: of what is random in clustering.
 
@@ -106,6 +110,6 @@ def analyse(
     found = clustering.cluster(np.asarray(embedded.gram), config, seed)
     gram, cross, norms = (np.asarray(leaf) for leaf in (embedded.gram, embedded.cross, embedded.norms))
     assigned = clustering.assign(gram, found.labels, cross, norms)
-    test = describe_assignment(assigned, found.labels, draws, task_set.modes, probes)
+    test = describe_assignment(assigned, found.labels, training, task_set.modes, probes)
     guard = {"reward_guard_rate": float(np.mean(embedded.guard))}
-    return found.labels, describe_clusters(found, draws, task_set.modes) | guard | {"test": test}
+    return found.labels, describe_clusters(found, training, task_set.modes) | guard | {"test": test}

@@ -15,13 +15,13 @@ from tamherd_jax.types import MetaLearner, TaskEnv, TunableLearner
 
 
 def training_share(config: ExperimentConfig, tasks: int, learners: int = 1) -> Share:
-    """Return what one of `learners` that share an epoch's `draws_per_task N` task draws is asked for."""
+    """Return what one of `learners` that share an epoch's `draws_per_task N` tasks is asked for."""
     every = max(1, config.draws_per_task * tasks)
     return Share(
-        draws=max(1, config.draws_per_task * tasks // learners),
+        meta_batch_size=max(1, config.draws_per_task * tasks // learners),
         tasks=tasks,
         epochs=max(config.single_epochs, config.member_epochs),
-        most_draws=every,
+        largest_meta_batch=every,
     )
 
 

@@ -10,11 +10,11 @@ from tamherd_jax.herd.clustering import Assignment, Clusters, adjusted_rand, con
 
 
 def describe_clusters(clusters: Clusters, tasks: np.ndarray, modes: np.ndarray) -> dict[str, Any]:
-    """A partition of D embedded draws against the truth.
+    """Describe a partition of D embedded training tasks against the truth.
 
     Args:
-      clusters: of the draws.
-      tasks: `[D]` task of each draw.
+      clusters: of the training tasks.
+      tasks: `[D]` which task of the set each is.
       modes: `[N]` body of each task.
 
     Returns:
@@ -34,7 +34,7 @@ def describe_clusters(clusters: Clusters, tasks: np.ndarray, modes: np.ndarray) 
 
 
 def majority_modes(labels: np.ndarray, modes: np.ndarray) -> np.ndarray:
-    """`[K]` the body that most draws of each cluster are of: what the cluster stands for; labels and modes `[D]`."""
+    """Return `[K]` the body of most training tasks of each cluster, which it stands for; labels and modes are `[D]`."""
     return np.array([np.bincount(modes[labels == k]).argmax() for k in range(labels.max() + 1)])
 
 
@@ -45,8 +45,8 @@ def describe_assignment(
 
     Args:
       assignment: leaves `[B, ...]`.
-      labels: `[D]` clusters of the draws.
-      tasks: `[D]` task of each draw.
+      labels: `[D]` clusters of the training tasks.
+      tasks: `[D]` which task of the set each is.
       modes: `[N]` body of each task.
       test_tasks: `[B]` task of each probe.
 

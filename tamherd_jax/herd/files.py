@@ -305,11 +305,12 @@ def build_learner(entry: LearnerEntry, env: TaskEnv) -> MetaLearner:
     if entry.name not in ALGORITHMS:
         raise ValueError(f"its learner {entry.name!r} is none of {', '.join(ALGORITHMS)}")
     algorithm = ALGORITHMS[entry.name]
-    if set(entry.sizes) != set(algorithm.sizes):
+    sizes = {algorithm.former_sizes.get(name, name): size for name, size in entry.sizes.items()}
+    if set(sizes) != set(algorithm.sizes):
         raise ValueError(f"learner.sizes must name {', '.join(algorithm.sizes)}")
-    if any(type(size) is not int or not 1 <= size <= LARGEST for size in entry.sizes.values()):
+    if any(type(size) is not int or not 1 <= size <= LARGEST for size in sizes.values()):
         raise ValueError(f"learner.sizes must be from 1 to {LARGEST}")
     settings: Any = decode(algorithm.config, entry.config, "learner.config")
     if getattr(settings, "horizon", 1) > LARGEST:
         raise ValueError(f"learner.config: horizon must be from 1 to {LARGEST}")
-    return algorithm.learner(env, **entry.sizes, config=settings)
+    return algorithm.learner(env, **sizes, config=settings)

@@ -16,7 +16,7 @@ class PEARLConfig:
     A configuration is a pytree whose leaves are its floats, so that one program trains many settings::
 
         settings = jax.tree.map(lambda *leaves: jnp.array(leaves), *configs)  # configs alike in all that is no leaf
-        jax.vmap(lambda c, key: PEARL(env, draws, tasks, c).init(key))(settings, keys)
+        jax.vmap(lambda c, key: PEARL(env, meta_batch_size, tasks, c).init(key))(settings, keys)
 
     Attributes:
       horizon: T, steps of an episode.

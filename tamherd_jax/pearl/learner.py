@@ -48,13 +48,13 @@ class PEARL:
 
     Args:
       env: a `TaskEnv` of actions within [-1, 1].
-      draws: D, task draws an epoch.
+      meta_batch_size: M, tasks sampled an epoch.
       tasks: N, of the task set, whichever of them a learner's weights select.
       config: settings.
     """
 
-    def __init__(self, env: TaskEnv, draws: int, tasks: int, config: PEARLConfig = PEARLConfig()):
-        self.env, self.draws, self.tasks, self.config = env, draws, tasks, config
+    def __init__(self, env: TaskEnv, meta_batch_size: int, tasks: int, config: PEARLConfig = PEARLConfig()):
+        self.env, self.meta_batch_size, self.tasks, self.config = env, meta_batch_size, tasks, config
         self.horizon = config.horizon
         self._sac = ContextualSAC(env.observation_size, env.action_size, config)
         self._collector = Collector(env, self._sac, config)
@@ -62,7 +62,7 @@ class PEARL:
     @property
     def steps_per_epoch(self) -> int:
         """`D (prior_steps + posterior_steps)`."""
-        return self.draws * (self.config.prior_steps + self.config.posterior_steps)
+        return self.meta_batch_size * (self.config.prior_steps + self.config.posterior_steps)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -102,7 +102,7 @@ class PEARL:
 
     def with_config(self, config: PEARLConfig) -> PEARL:
         """Return the same learner with other settings, whose numbers may be traced."""
-        return PEARL(self.env, self.draws, self.tasks, config)
+        return PEARL(self.env, self.meta_batch_size, self.tasks, config)
 
     def init(self, key: jax.Array) -> PEARLState:
         """Fresh parameters and empty replay buffers."""
@@ -144,7 +144,7 @@ class PEARL:
     def train_epoch(
         self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: jax.Array
     ) -> tuple[PEARLState, EpochMetrics]:
-        """Collect from D task draws, all at once, then `gradient_steps` steps on replayed transitions.
+        """Collect in M sampled tasks, all at once, then `gradient_steps` steps on replayed transitions.
 
         Draws are independent given the policy, and so are a draw's episodes but for the belief: that of its posterior phase
         comes from its own prior phase, which replaces the task's encoder buffer. So both phases run in parallel over draws.
@@ -156,9 +156,11 @@ class PEARL:
           weights: `[N]` the learner's distribution over tasks.
         """
         draw_key, collect_key, train_key = jax.random.split(key, 3)
-        index = systematic_resample(draw_key, weights, self.draws)
+        index = systematic_resample(draw_key, weights, self.meta_batch_size)
         collect = jax.vmap(self._collector.both_phases, in_axes=(0, None, 0))
-        prior, posterior = collect(jax.random.split(collect_key, self.draws), state.train.params, take_tasks(tasks, index))
+        prior, posterior = collect(
+            jax.random.split(collect_key, self.meta_batch_size), state.train.params, take_tasks(tasks, index)
+        )
         state = self._remember(state, index, prior, posterior)
         train, losses = self._improve(train_key, state, weights)
         metrics = EpochMetrics(

@@ -110,7 +110,7 @@ def filled(buffer: ReplayBuffer) -> jax.Array:
 def trim(buffer: ReplayBuffer) -> ReplayBuffer:
     """Rings, or a batch of them, on the host and cut to what the fullest holds: a ring is filled from its start.
 
-    What a ring holds beyond its size, transitions of before it was cleared, is lost; nothing ever draws it.
+    What a ring holds beyond its size, transitions of before it was cleared, is lost; nothing ever samples it.
     """
     held, axis = int(np.max(buffer.size, initial=0)), buffer.size.ndim
     cut = (slice(None),) * axis + (slice(held),)

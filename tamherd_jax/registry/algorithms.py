@@ -27,16 +27,16 @@ class Share:
     """What an experiment asks of one learner.
 
     Attributes:
-      draws: tasks sampled per epoch.
+      meta_batch_size: tasks sampled per epoch.
       tasks: N, tasks of the task set.
       epochs: most epochs that any learner of the experiment trains.
-      most_draws: most tasks that any learner of the experiment samples per epoch.
+      largest_meta_batch: most tasks that any learner of the experiment samples per epoch.
     """
 
-    draws: int
+    meta_batch_size: int
     tasks: int
     epochs: int
-    most_draws: int
+    largest_meta_batch: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Algorithm:
       load: returns the learner class and the configuration class.
       build: `(env, settings, share) -> learner`.
       sizes: constructor arguments of the learner class besides environment and configuration, which saved herds record.
+      former_sizes: their names in herds of earlier releases, to those of today.
       presets: name to fields of `ExperimentConfig`; the algorithm's settings under `"settings"`, and `"all"` for all controls.
       default_preset: the preset where the user names only the algorithm.
       panels: embeddings that `tamherd embed` shows by default.
@@ -88,6 +89,7 @@ class Algorithm:
     latent: bool = False
     gradient_steps: bool = False
     paper: PaperTable | None = None
+    former_sizes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def learner(self) -> type:
@@ -114,13 +116,13 @@ def _load_maml() -> tuple[type, type]:
 def _build_maml(env: TaskEnv, settings: AlgorithmConfig, share: Share) -> MetaLearner:
     from tamherd_jax.maml.learner import MAML
 
-    return MAML(env, share.draws, settings)
+    return MAML(env, share.meta_batch_size, settings)
 
 
 def _build_plain_maml(env: TaskEnv, settings: AlgorithmConfig, share: Share, train_reward: Any) -> MetaLearner:
     from tamherd_jax.maml.learner import MAML
 
-    return MAML(env, share.draws, dataclasses.replace(settings, inner_steps=0), train_reward)
+    return MAML(env, share.meta_batch_size, dataclasses.replace(settings, inner_steps=0), train_reward)
 
 
 def _load_pearl() -> tuple[type, type]:
@@ -134,9 +136,11 @@ def _build_pearl(env: TaskEnv, settings: AlgorithmConfig, share: Share) -> MetaL
     """Build the learner with room for no more transitions than the run can collect, were every draw of the same task."""
     from tamherd_jax.pearl.learner import PEARL
 
-    collected = settings.initial_steps + share.epochs * share.most_draws * (settings.prior_steps + settings.posterior_steps)
+    collected = settings.initial_steps + share.epochs * share.largest_meta_batch * (
+        settings.prior_steps + settings.posterior_steps
+    )
     capacity = max(settings.encoder_capacity, min(settings.replay_capacity, collected))
-    return PEARL(env, share.draws, share.tasks, dataclasses.replace(settings, replay_capacity=capacity))
+    return PEARL(env, share.meta_batch_size, share.tasks, dataclasses.replace(settings, replay_capacity=capacity))
 
 
 # Found the bodies in every seed of `benchmarks.embedding_study`; the paper's reward weights did in 17 of 20.
@@ -257,7 +261,8 @@ _PEARL = Algorithm(
     herd_title="String of PEARLs",
     load=_load_pearl,
     build=_build_pearl,
-    sizes=("draws", "tasks"),
+    sizes=("meta_batch_size", "tasks"),
+    former_sizes={"draws": "meta_batch_size"},
     default_preset="quick-pearl",
     panels=("fisher", "transition", "latent", "gradient"),
     replay=True,

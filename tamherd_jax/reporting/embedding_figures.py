@@ -28,12 +28,12 @@ def embedding_figure(
     """One panel per embedding, a point per task draw, coloured by task.
 
     Args:
-      grams: title of the panel -> `[D, D]` inner products of the embedded draws.
+      grams: title of the panel -> `[D, D]` inner products of the embedded training tasks.
       task: `[D]` index of each draw's task.
       task_names: `[N]`.
       path: of the image; its suffix chooses the format.
       projection: `pca`, the first two principal coordinates; `tsne`, of the distances, with perplexity 30 (or as much
-        as the number of draws allows).
+        as their number allows).
     """
     project = {"pca": principal_plane, "tsne": tsne_plane}[projection]
     figure, axes = plt.subplots(1, len(grams), figsize=(3.8 * len(grams), 3.8), layout="constrained", squeeze=False)

@@ -12,8 +12,8 @@ PAPER_SEEDS = 10
 AMBIGUITIES = (
     (
         "meta-batch",
-        "5 task draws per task and epoch (10 in `tuned-maml`): 20 for the single learner (40); a herd shares as many among its "
-        "members, whatever their clusters hold",
+        "5 sampled tasks per task and epoch (10 in `tuned-maml`): 20 for the single learner (40); a herd shares as many among "
+        "its members, whatever their clusters hold",
     ),
     ("probe", "the single learner stopped after 10 epochs (8 in `quick`): the same key, so one training serves both"),
     (
@@ -27,7 +27,7 @@ AMBIGUITIES = (
     ),
     (
         "clustering",
-        "Ward linkage on exact coordinates, K = 2; 40 training draws; centroids are means; Frobenius distance in the paper's "
+        "Ward linkage on exact coordinates, K = 2; 40 training tasks; centroids are means; Frobenius distance in the paper's "
         "presets, of matrices scaled to unit norm in `quick`",
     ),
     ("test budget", "single and oracle learners explore 10 episodes; the herd 2 with the probe and 8 with the member"),

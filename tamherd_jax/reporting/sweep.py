@@ -131,7 +131,7 @@ def ranking_view(files: SweepFiles, arm: str) -> TableView:
 
 
 def curve_panel(files: SweepFiles, arm: str) -> figures.Draw:
-    """Return what draws the learning curves of an arm's best settings, the mean over seeds and tasks."""
+    """Return a function that plots the learning curves of an arm's best settings, the mean over seeds and tasks."""
 
     def on(axis: Any) -> None:
         for place, one in enumerate(ranking(files, arm)[:SHOWN]):

@@ -153,7 +153,7 @@ def clusters_table(results: Results, most: int = 20) -> Table:
     """Per seed: which tasks went to which cluster, adjusted Rand index, and how test tasks were assigned."""
     rows = results.clusters
     more = f"the first {most} of {len(rows)} seeds; all are in report.html" if len(rows) > most else None
-    table = Table(title="Clusters of training tasks (draws in each cluster) and assignment of test tasks", caption=more)
+    table = Table(title="Clusters of training tasks (how many in each) and assignment of test tasks", caption=more)
     table.add_column("Seed", justify="right")
     for name in results.task_set.tasks:
         table.add_column(name.replace("-", "\n"), justify="center")

@@ -214,7 +214,7 @@ def clusters_table(results: Results) -> TableView:
                 f"{summary.reward_guard_rate:.0%}",
             )
         )
-    return TableView("Training draws of each task in each cluster; Rand index and purity against the bodies", head, tuple(rows))
+    return TableView("Training tasks in each cluster; Rand index and purity against the bodies", head, tuple(rows))
 
 
 def ledger_table(results: Results) -> TableView:
