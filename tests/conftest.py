@@ -42,6 +42,16 @@ def jittered(init, seed):
     return perturbed
 
 
+LONG = ("cli", "pearl_experiment", "resume", "examples", "planar", "sweep", "embed", "lowering", "herd", "epochs_per_call")
+"""Files that take minutes, by what follows `test_`: they come first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first; workers take files in this order."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 def pytest_sessionstart(session):
     """Perturb the learners where asked to; their tests of learning are marked `learning` and must pass all the same."""
     seed = session.config.getoption("--jitter")
