@@ -25,7 +25,7 @@ from tamherd_jax.envs import Locomotion, ml2
 from tamherd_jax.experiments.presets import get_preset
 from tamherd_jax.maml import MAML
 from tamherd_jax.parallel import map_learners
-from tamherd_jax.reporting.statistics import estimate, mean
+from tamherd_jax.reporting.statistics import estimate
 
 COLUMNS = ("tasks", "cg_iterations", "seed", "epoch", "task", "before", "after", "kl")
 LAST = 10  # epochs whose mean return a learner is judged by
@@ -113,7 +113,7 @@ def report(rows: list[dict[str, str]]) -> Iterator[str]:
     by_kind = scores(rows)
     for (tasks, iterations), values in sorted(by_kind.items()):
         most = max(number for name, number in by_kind if name == tasks)
-        whole, paired = (estimate([x], mean) for x in (values, values - by_kind[tasks, most]))
+        whole, paired = (estimate([x], np.mean) for x in (values, values - by_kind[tasks, most]))
         yield (
             f"{tasks}, {iterations} iterations: {whole.value:.1f} [{whole.low:.1f}, {whole.high:.1f}], "
             f"against {most}: {paired.value:+.1f} [{paired.low:+.1f}, {paired.high:+.1f}]"

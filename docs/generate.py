@@ -27,7 +27,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from tamherd_jax.reporting import figures, paper, tables  # noqa: E402
 from tamherd_jax.reporting.run_files import RunFiles, arm_title, read_run_files  # noqa: E402
-from tamherd_jax.reporting.statistics import Analysis, ArmSummary, Estimate, analyse, estimate, mean  # noqa: E402
+from tamherd_jax.reporting.statistics import Analysis, ArmSummary, Estimate, analyse, estimate  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 GENERATED = ROOT / "docs" / "generated"
@@ -281,7 +281,7 @@ def _sweep_table(records: Sequence[dict[str, str]], names: Sequence[str], bodies
         return np.array([float(row["value"]) for row in records if all(row[key] == value for key, value in wanted.items())])
 
     def overall(setting: str, arm: str) -> Estimate:
-        return estimate([values(setting, arm, body) for body in bodies], mean)
+        return estimate([values(setting, arm, body) for body in bodies], np.mean)
 
     settings = {row["setting"]: [row[name] for name in names] for row in records}
     ranked = sorted(settings, key=lambda setting: -overall(setting, "herd").value)
@@ -289,7 +289,7 @@ def _sweep_table(records: Sequence[dict[str, str]], names: Sequence[str], bodies
         [
             *settings[setting],
             *(with_interval(overall(setting, arm)) for arm in PAPER_ARMS),
-            *(with_interval(estimate([values(setting, "herd", body)], mean)) for body in bodies),
+            *(with_interval(estimate([values(setting, "herd", body)], np.mean)) for body in bodies),
         ]
         for setting in ranked
     ]
@@ -355,7 +355,7 @@ def write_pages(where: Path = GENERATED) -> None:
     for name, text in pages.items():
         (where / f"{name}.md").write_text(text, "utf-8")
     for name, run in runs.items():
-        figures.learning_curves(run.results, run.curves, where / f"{name}.png")
+        figures.save_figure(figures.learning_curves(run.results, run.curves), where / f"{name}.png")
 
 
 def fill_file(path: Path) -> None:
@@ -363,7 +363,7 @@ def fill_file(path: Path) -> None:
     text, runs = path.read_text("utf-8"), read_runs()
     path.write_text(fill(text, runs), "utf-8")
     for name in set(re.findall(r"docs/figures/([\w.-]+)\.png", text)) & set(runs):
-        figures.learning_curves(runs[name].results, runs[name].curves, FIGURES / f"{name}.png")
+        figures.save_figure(figures.learning_curves(runs[name].results, runs[name].curves), FIGURES / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tamherd_jax.herd.clustering import Assignment, ClusteringConfig, Clusters
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
 from tamherd_jax.herd.embeddings import NAMES, EmbeddingConfig, named_embedding
 from tamherd_jax.reporting.embedding_figures import embedding_figure, principal_plane, tsne_plane
+from tamherd_jax.reporting.figures import save_figure
 
 
 def test_every_name_is_an_embedding_of_its_own():
@@ -104,7 +105,8 @@ def test_projections_keep_what_they_should():
 def test_figure_is_written(tmp_path, projection):
     x = np.random.default_rng(0).normal(size=(12, 3))
     path = tmp_path / "figures" / "map.png"
-    embedding_figure({"a": x @ x.T, "b": x[:, :1] @ x[:, :1].T}, np.arange(12) % 4, tuple("abcd"), path, projection)
+    grams = {"a": x @ x.T, "b": x[:, :1] @ x[:, :1].T}
+    save_figure(embedding_figure(grams, np.arange(12) % 4, tuple("abcd"), projection), path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -66,7 +66,7 @@ def test_a_learner_that_goes_nonfinite_is_frozen_reported_and_left_out(sound, tm
     assert {row.seed for row in results.rows if row.arm == "herd"} == {0}
     assert {row.seed for row in results.rows if row.arm == "oracle"} == {0, 1}
     assert "Herd of MAMLs: 1 of 2" in str(tables.returns_table(results).caption)
-    figures.learning_curves(results, read, tmp_path / "curves.png")
+    figures.save_figure(figures.learning_curves(results, read), tmp_path / "curves.png")
     # A resumed run knows of it.
     again = toy_experiment()
     apply_snapshot(again.plan, again.state, take_snapshot(experiment.plan, experiment.state))
@@ -98,8 +98,8 @@ def test_a_seed_that_cannot_be_clustered_does_not_stop_the_others(sound, tmp_pat
     results, curves, embeddings = read_run(tmp_path)
     assert {row.seed for row in results.rows if row.arm == "herd"} == {1}
     assert results.clusters[0].failure == "embeddings are not finite for tasks [3]"
-    figures.learning_curves(results, curves, tmp_path / "curves.png")
-    figures.embedding_map(results, embeddings, tmp_path / "map.png")
+    figures.save_figure(figures.learning_curves(results, curves), tmp_path / "curves.png")
+    figures.save_figure(figures.embedding_map(results, embeddings), tmp_path / "map.png")
     console = Console(width=150, record=True)
     console.print(tables.clusters_table(results))
 

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -294,3 +295,11 @@ def test_returns_after_other_numbers_of_exploration_episodes_are_shown(tmp_path)
     table = page.split("tasks of Held-Out</caption>")[1].split("</table>")[0]
     assert re.findall(r">([\d.]+)<", table.split("<tbody>")[0]) == ["0", "5"]
     assert re.findall(r">([\d.]+)<", table.split("<tbody>")[1]) == ["2.5", "25.0"]
+
+
+def test_figures_are_matplotlibs_and_leave_its_backend_alone(reported):
+    run = read_run_files(reported[0])
+    drawn = (figures.learning_curves(run.results, run.curves), figures.embedding_map(run.results, run.embeddings))
+    assert [len(figure.axes) for figure in drawn] == [3, 4]  # all tasks and two bodies; four seeds
+    program = "import sys, tamherd_jax.reporting.figures; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

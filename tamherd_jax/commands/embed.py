@@ -261,13 +261,14 @@ def write(directory: Path, config: Any, task_names: Any, arrays: dict[str, Any],
     """embeddings.npz, embeddings.json and both figures of the first seed."""
     from tamherd_jax.codec import write_arrays, write_json
     from tamherd_jax.reporting.embedding_figures import embedding_figure
+    from tamherd_jax.reporting.figures import save_figure
 
     write_arrays(directory / "embeddings.npz", arrays)
     write_json(directory / "embeddings.json", {"config": config.to_json(), "tasks": list(task_names), "rows": rows})
     grams = {name.removesuffix("/gram"): array[0] for name, array in arrays.items() if name.endswith("/gram")}
     for projection in ("pca", "tsne"):
         path = directory / f"embedding_{projection}.png"
-        embedding_figure(grams, arrays["task"], task_names, path, projection)
+        save_figure(embedding_figure(grams, arrays["task"], task_names, projection), path)
 
 
 def quality_table(rows: list[dict[str, Any]]) -> Any:

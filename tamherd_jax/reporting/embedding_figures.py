@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from tamherd_jax.herd.clustering import coordinates, squared_distances
@@ -22,30 +18,27 @@ def embedding_figure(
     grams: Mapping[str, np.ndarray],
     task: np.ndarray,
     task_names: Sequence[str],
-    path: Path,
     projection: Literal["pca", "tsne"] = "pca",
-) -> None:
-    """One panel per embedding, a point per task draw, coloured by task.
+) -> Figure:
+    """Return one panel per embedding, a point per training task, coloured by task.
 
     Args:
       grams: title of the panel -> `[D, D]` inner products of the embedded training tasks.
-      task: `[D]` index of each draw's task.
+      task: `[D]` index of each training task in the set.
       task_names: `[N]`.
-      path: of the image; its suffix chooses the format.
       projection: `pca`, the first two principal coordinates; `tsne`, of the distances, with perplexity 30 (or as much
         as their number allows).
     """
     project = {"pca": principal_plane, "tsne": tsne_plane}[projection]
-    figure, axes = plt.subplots(1, len(grams), figsize=(3.8 * len(grams), 3.8), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(3.8 * len(grams), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(grams), squeeze=False)
     for axis, (title, gram) in zip(axes[0], grams.items(), strict=True):
         points = project(gram)
         for index, name in enumerate(task_names):
             axis.scatter(*points[task == index].T, s=14, alpha=0.7, color=f"C{index}", label=name)
         axis.set(title=title, xticks=[], yticks=[])
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(task_names), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def principal_plane(gram: np.ndarray) -> np.ndarray:

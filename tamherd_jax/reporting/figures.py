@@ -1,4 +1,7 @@
-"""The paper's figures from result files: as PNG files, and as SVG that takes its colours from the page it stands in."""
+"""The paper's figures from result files: as matplotlib figures, and as SVG that takes its colours from the page it stands in.
+
+Figures are made without pyplot, so that nothing here changes the backend of a program or notebook that asks for one.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 from tamherd_jax.experiments.results import ARMS, Results
@@ -91,15 +92,15 @@ def curve_panels(results: Results, curves: dict[str, np.ndarray], shown: list[st
     return {"all tasks": draw(None)} | {body: draw(body) for body in results.task_set.bodies}
 
 
-def learning_curves(results: Results, curves: dict[str, np.ndarray], path: Path) -> None:
-    """Figure 2 as a PNG file: `curve_panels` of the paper's arms side by side."""
-    save_row(curve_panels(results, curves, paper_arms(results)), path, height=3.8)
+def learning_curves(results: Results, curves: dict[str, np.ndarray]) -> Figure:
+    """Return Figure 2: `curve_panels` of the paper's arms side by side."""
+    return row_of_panels(curve_panels(results, curves, paper_arms(results)), height=3.8)
 
 
-def control_curves(results: Results, curves: dict[str, np.ndarray], path: Path) -> None:
-    """The herd against its controls as a PNG file; none without controls."""
-    if shown := control_arms(results):
-        save_row(curve_panels(results, curves, shown), path, height=3.8)
+def control_curves(results: Results, curves: dict[str, np.ndarray]) -> Figure | None:
+    """Return the curves of the herd against its controls; None without controls."""
+    shown = control_arms(results)
+    return row_of_panels(curve_panels(results, curves, shown), height=3.8) if shown else None
 
 
 def adaptation_panel(results: Results, curves: dict[str, np.ndarray], arm: str) -> Draw:
@@ -168,24 +169,33 @@ def _embedding_panel(results: Results, embeddings: dict[str, np.ndarray], index:
     return on
 
 
-def embedding_map(results: Results, embeddings: dict[str, np.ndarray], path: Path, seeds: int = 4) -> None:
-    """`embedding_panels` as a PNG file; none where no seed could be clustered."""
+def embedding_map(results: Results, embeddings: dict[str, np.ndarray], seeds: int = 4) -> Figure | None:
+    """Return the map of embedded tasks, `embedding_panels` side by side; None where no seed could be clustered."""
     panels = embedding_panels(results, embeddings, seeds)
-    if panels:
-        save_row(panels, path, height=4.2)
+    return row_of_panels(panels, height=4.2) if panels else None
 
 
-def save_row(panels: dict[str, Draw], path: Path, height: float) -> None:
-    """Panels side by side in one PNG file."""
-    with plt.rc_context(_STYLE):
-        size = (4.6 * len(panels), height)
-        figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+def row_of_panels(panels: dict[str, Draw], height: float) -> Figure:
+    """Return panels side by side, `height` in inches."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6 * len(panels), height), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)
         for axis, (title, draw) in zip(axes[0], panels.items(), strict=True):
             draw(axis)
             axis.set_title(title)
+    return figure
+
+
+def save_figure(figure: Figure | None, path: Path) -> None:
+    """Write a figure to a file whose suffix chooses the format, its directory made if need be; nothing for None.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    if figure is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-        plt.close(figure)
+        with mpl.rc_context(_STYLE):
+            figure.savefig(path, dpi=150)
 
 
 def svg(draw: Draw, name: str, title: str, size: tuple[float, float] = (4.6, 3.4)) -> str:
@@ -198,12 +208,11 @@ def svg(draw: Draw, name: str, title: str, size: tuple[float, float] = (4.6, 3.4
       size: inches.
     """
     stream = io.StringIO()
-    with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=size, layout="constrained")
-        draw(axis)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-        plt.close(figure)
     text = stream.getvalue()
     return _for_page(text[text.index("<svg") :], name, title)
 

@@ -33,9 +33,13 @@ def write_report(run: RunFiles, analysis: statistics.Analysis) -> Path:
       OSError: they cannot be written.
     """
     results, where = run.results, run.directory
-    figures.learning_curves(results, run.curves, where / "figures" / "learning_curves.png")
-    figures.control_curves(results, run.curves, where / "figures" / "controls.png")
-    figures.embedding_map(results, run.embeddings, where / "figures" / "embeddings.png")
+    drawn = {
+        "learning_curves": figures.learning_curves(results, run.curves),
+        "controls": figures.control_curves(results, run.curves),
+        "embeddings": figures.embedding_map(results, run.embeddings),
+    }
+    for name, figure in drawn.items():
+        figures.save_figure(figure, where / "figures" / f"{name}.png")
     write_rows_csv(results, where / "rows.csv")
     write_curves_csv(run, where / "curves.csv")
     return html.write_page(html.report_page(run, analysis), where / "report.html")

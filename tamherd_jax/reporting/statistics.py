@@ -43,16 +43,6 @@ class Estimate:
         return self.low is not None and self.high is not None and self.low <= number <= self.high
 
 
-def median(values: Any, axis: int = -1) -> Any:
-    """Median, the paper's summary of the seeds."""
-    return np.median(values, axis=axis)
-
-
-def mean(values: Any, axis: int = -1) -> Any:
-    """Mean."""
-    return np.mean(values, axis=axis)
-
-
 def interquartile_mean(values: Any, axis: int = -1) -> Any:
     """Mean of what is left after cutting off the lowest and the highest quarter (`floor(S / 4)` seeds at each end)."""
     return scipy.stats.trim_mean(values, 0.25, axis=axis)
@@ -103,12 +93,12 @@ def improvement(pairs: np.ndarray) -> np.ndarray:
 
 def probability_of_improvement(strata: Sequence[np.ndarray]) -> Estimate:
     """`P(first > second)` over seeds, ties counting half, from strata of pairs `[P_i, 2]`; seeds are resampled in pairs."""
-    return estimate([improvement(pairs) for pairs in strata], mean)
+    return estimate([improvement(pairs) for pairs in strata], np.mean)
 
 
 def mean_difference(strata: Sequence[np.ndarray]) -> Estimate:
     """Mean of first minus second over seeds, from strata of pairs `[P_i, 2]`; seeds are resampled in pairs."""
-    return estimate([pairs[:, 0] - pairs[:, 1] for pairs in strata], mean)
+    return estimate([pairs[:, 0] - pairs[:, 1] for pairs in strata], np.mean)
 
 
 def mean_over_training(
@@ -181,11 +171,11 @@ def _summary(results: Results, arm: str, body: str | None) -> ArmSummary:
     return ArmSummary(
         arm,
         body,
-        best=estimate(strata("best"), median),
-        last5=estimate(strata("last5"), mean),
+        best=estimate(strata("best"), np.median),
+        last5=estimate(strata("last5"), np.mean),
         last5_iqm=estimate(strata("last5"), interquartile_mean),
-        before=estimate(strata("before"), mean),
-        gain=estimate(gains, mean),
+        before=estimate(strata("before"), np.mean),
+        gain=estimate(gains, np.mean),
     )
 
 

@@ -19,7 +19,7 @@ from tamherd_jax.experiments.settings import flat_settings
 from tamherd_jax.experiments.sweep import Sweep, setting_directory
 from tamherd_jax.reporting import figures, html
 from tamherd_jax.reporting.run_files import RunFiles, arm_curve, arm_title, read_run_files, seed_values
-from tamherd_jax.reporting.statistics import Estimate, estimate, mean
+from tamherd_jax.reporting.statistics import Estimate, estimate
 from tamherd_jax.reporting.tables import body_name, interval, number
 from tamherd_jax.reporting.views import Row, TableView, row, with_interval
 
@@ -77,8 +77,8 @@ def ranking(files: SweepFiles, arm: str) -> list[Ranked]:
     ranked = []
     for index, run in enumerate(files.runs):
         strata = [np.array(list(seed_values(run.results, arm, body, "last5").values())) for body in bodies]
-        each = tuple(estimate([values], mean) for values in strata)
-        ranked.append(Ranked(index, estimate(strata, mean), each))
+        each = tuple(estimate([values], np.mean) for values in strata)
+        ranked.append(Ranked(index, estimate(strata, np.mean), each))
     return sorted(ranked, key=lambda one: (not np.isfinite(one.overall.value), -one.overall.value, one.index))
 
 
@@ -175,7 +175,8 @@ def make_sweep_report(directory: Path, console: Console) -> Path:
     for title, command in commands:
         console.print(f"Best for {title}: {command}", highlight=False, soft_wrap=True, markup=False)
     write_sweep_csv(files, directory / "sweep.csv")
-    figures.save_row({arm_title(results, arm): curve_panel(files, arm) for arm in names}, directory / "sweep.png", 3.8)
+    panels = {arm_title(results, arm): curve_panel(files, arm) for arm in names}
+    figures.save_figure(figures.row_of_panels(panels, 3.8), directory / "sweep.png")
     page = html.render(
         "sweep.html.j2",
         title=f"Sweep of {', '.join(files.sweep.settings[0])}",

@@ -8,7 +8,7 @@ from rich.table import Table
 from tamherd_jax.experiments.results import Results
 from tamherd_jax.reporting import paper
 from tamherd_jax.reporting.run_files import algorithm_of, arm_title, included, left_out
-from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, mean, summarize
+from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, summarize
 
 PAPER_TASK_SET = "ML2"
 """Task set of the paper's tables."""
@@ -125,7 +125,7 @@ def shots_estimates(results: Results) -> list[tuple[str, list[Estimate]]]:
     for arm, returns in final.returns.items():
         values = np.array(returns, float)[included(results, arm)]  # [S, N, k]
         means = [values[:, bodies == body].mean(1) for body in dict.fromkeys(final.bodies)]
-        cells = [estimate([one[:, index] for one in means], mean) for index in range(values.shape[2])]
+        cells = [estimate([one[:, index] for one in means], np.mean) for index in range(values.shape[2])]
         rows.append((arm_title(results, arm), cells))
     return rows
 

@@ -12,7 +12,7 @@ from tamherd_jax.experiments.results import ClusterSummary, Results
 from tamherd_jax.reporting import paper
 from tamherd_jax.reporting.figures import adaptation
 from tamherd_jax.reporting.run_files import RunFiles, arm_title
-from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate, mean
+from tamherd_jax.reporting.statistics import ArmSummary, Comparison, Estimate, estimate
 from tamherd_jax.reporting.tables import (
     body_name,
     fixed,
@@ -137,8 +137,8 @@ def adaptation_table(run: RunFiles) -> TableView:
     for arm in run.results.arms:
         values = adaptation(run.results, run.curves, arm)
         for task, name in enumerate(run.results.task_set.tasks):
-            before, after = (estimate([values[kind][:, task]], mean) for kind in ("before", "after"))
-            gain = estimate([values["after"][:, task] - values["before"][:, task]], mean)
+            before, after = (estimate([values[kind][:, task]], np.mean) for kind in ("before", "after"))
+            gain = estimate([values["after"][:, task] - values["before"][:, task]], np.mean)
             change = with_interval(gain, sign=True)
             mark = "good" if gain.value > 0 else "bad" if gain.value <= 0 else ""
             change = Cell(change.text, change.small, mark)
