@@ -1,7 +1,6 @@
 """PEARL through a whole experiment: budgets, memory, resume, embeddings, controls, the command line."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -366,7 +365,7 @@ def test_the_command_runs_pearl_with_controls(toy_cli, capsys, tmp_path):
     printed = capsys.readouterr().out
     for words in ("toy-pearl: 1 seed(s)", "probe 1/1", "herd and oracle 1/1", "single 1/1"):
         assert words in printed
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results, _, _ = read_run(tmp_path / "run")
     assert results.config.algorithm == "pearl"
     assert {row.arm for row in results.rows} == {"oracle", "single", "herd", *controls.split(",")}
     assert toy_cli("--resume", "--algorithm", "pearl", "--controls", "all", "--out", tmp_path / "run") == 2

@@ -450,13 +450,13 @@ def test_what_cannot_be_resumed_gets_one_line(toy_cli, capsys, copied):
 
 
 def test_a_full_disk_at_the_end_gets_one_line_and_the_run_can_go_on(toy_cli, monkeypatch, capsys, tmp_path):
-    from tamherd_jax.experiments import results
+    from tamherd_jax.experiments import writing
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_results", full)
+        patch.setattr(writing, "write_results", full)
         assert toy_cli("--out", tmp_path) == 2
     error = capsys.readouterr().err
     assert "No space left on device; make room, then go on with: tamherd run --resume --out" in error

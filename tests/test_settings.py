@@ -4,6 +4,7 @@ import pytest
 
 from tamherd_jax import cli
 from tamherd_jax.commands.run import Run, new_config
+from tamherd_jax.commands.run_options import TrainingOptions
 from tamherd_jax.experiments.presets import PRESETS, get_preset
 from tamherd_jax.experiments.settings import (
     describe_settings,
@@ -78,14 +79,14 @@ def test_every_setting_has_a_meaning():
 def test_a_file_then_options_then_set(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("seeds = 4\nmember_epochs = 7\n[maml.trpo]\nmax_kl = 0.3\n")
-    config = new_config(Run(config=path, seeds=5, set=("maml.trpo.max_kl=0.2",)))
+    config = new_config(Run(TrainingOptions(config=path, seeds=5, set=("maml.trpo.max_kl=0.2",))))
     assert (config.seeds, config.member_epochs, config.maml.trpo.max_kl) == (5, 7, 0.2)
     QUICK.write(tmp_path)
-    assert new_config(Run(config=tmp_path / "config.json")) == QUICK
+    assert new_config(Run(TrainingOptions(config=tmp_path / "config.json"))) == QUICK
     for content, words in (("seeds = ", "cannot be read"), ("sed = 3", "there is no setting 'sed'; did you mean")):
         path.write_text(content)
         with pytest.raises(ValueError, match=words):
-            new_config(Run(config=path))
+            new_config(Run(TrainingOptions(config=path)))
 
 
 def test_the_command_prints_settings(capsys):

@@ -13,6 +13,7 @@ from toy import toy_config
 from toy_cli import put_toy
 
 from tamherd_jax import cli
+from tamherd_jax.commands.run_options import SweepOutputOptions
 from tamherd_jax.commands.sweep import Sweep as SweepOptions
 from tamherd_jax.commands.sweep import sweep_directory
 from tamherd_jax.experiments import presets
@@ -221,7 +222,10 @@ def test_another_process_leaves_the_new_directory_to_process_0(monkeypatch, tmp_
     """Or process 0 would find it occupied."""
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert sweep_directory(SweepOptions(out=tmp_path / "sweep"), sweep_of(STEPS[1])) == tmp_path / "sweep"
+    assert (
+        sweep_directory(SweepOptions(output=SweepOutputOptions(out=tmp_path / "sweep")), sweep_of(STEPS[1]))
+        == tmp_path / "sweep"
+    )
     assert not (tmp_path / "sweep").exists()
 
 

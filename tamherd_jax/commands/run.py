@@ -79,6 +79,7 @@ def run(options: Run) -> int:
     with contextlib.ExitStack() as stack:
         with mistakes_of_the_user(), barrier():
             directory = run_directory(options, config)
+        with mistakes_of_the_user(), barrier():  # process 0 found it empty
             where = checkpoint_directory(directory)
             stack.enter_context(locked(where if jax.process_count() > 1 else directory))
         if options.output.resume and is_finished(directory):

@@ -33,8 +33,10 @@ def compiled_early(plan: Plan, programs: Programs, state: RunState) -> Iterator[
     """
     with compiling() as pool:
         if pool is not None:
-            for program, shapes in upcoming(plan, programs, state):
-                program.compile_early(pool, *shapes)
+            # What goes wrong here goes wrong again, and is told, where the program is called.
+            with contextlib.suppress(Exception):
+                for program, shapes in upcoming(plan, programs, state):
+                    program.compile_early(pool, *shapes)
         yield
 
 
