@@ -38,8 +38,7 @@ PAPER_ARMS = ("oracle", "single", "herd")
 EARLIER = "Its settings are in its `config.json`; the preset has others now."
 NOTES = {
     "quick-pearl-1-seed": f"The recipe before the comparison of PEARL's recipes. {EARLIER}",
-    "tuned-maml-170-epochs": f"An earlier recipe: garage's inner loss, no entropy bonus, 170 epochs. {EARLIER}",
-    "tuned-maml-5-seeds": f"The first recipe: KL 0.05, lambda 0.9, 120 epochs. {EARLIER}",
+    "tuned-maml-4-seeds": f"The recipe before: discount 0.99, lambda 0.95. {EARLIER}",
 }
 """What a run's name does not say."""
 

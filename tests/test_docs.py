@@ -97,9 +97,9 @@ def test_options_presets_and_files_that_the_pages_name_exist(generate):
 def test_generated_pages_hold_the_numbers_of_the_files(generate):
     """One number of each kind of page, computed here from the raw file without the project's reporting."""
     runs = generate.read_runs()
-    run = runs["tuned-maml-4-seeds"]
+    run = runs["tuned-maml-10-seeds"]
     best = [r.value for r in run.results.rows if (r.arm, r.body, r.statistic) == ("herd", "walker", "best")]
-    lines = generate.run_section("tuned-maml-4-seeds", run).splitlines()
+    lines = generate.run_section("tuned-maml-10-seeds", run).splitlines()
     (row,) = (line for line in lines if line.startswith("| Walker") and "(" in line)
     assert row.split("|")[4].split()[0] == f"{np.median(best):.1f}"
     assert row.rstrip(" |").endswith("(298.5)")
