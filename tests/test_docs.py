@@ -55,7 +55,7 @@ def test_the_first_page_names_settings_that_exist():
 def test_the_guide_to_results_reads_a_committed_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = run_blocks("guides/results")
-    assert names["returns"].shape == (4, len(names["steps"]))
+    assert names["returns"].shape == (10, len(names["steps"]))
     assert len(capsys.readouterr().out.splitlines()) == len(names["analysis"].summaries)
 
 

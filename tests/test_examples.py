@@ -42,7 +42,7 @@ def test_the_notebook_runs_from_top_to_bottom(quick_run, tmp_path, monkeypatch):
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
     shown = {kind for cell in notebook.cells for output in cell.get("outputs", ()) for kind in output.get("data", ())}
     assert "Herd(MAML on ML2, seed" in printed
-    assert "single 1/1" in printed
+    assert "herd and oracle 1/1" in printed
     assert "loss after adaptation 0.0" in printed
     assert {"text/html", "image/png", "application/vnd.jupyter.widget-view+json"} <= shown  # animation, figure, progress bar
 
