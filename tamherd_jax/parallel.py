@@ -150,14 +150,14 @@ class LearnerMap:
         self._plans: dict[Any, tuple[int, Any]] = {}
         self._early: Future[None] | None = None
 
-    def compile_early(self, pool: Executor, *args: Any) -> None:
-        """Compile in a thread of `pool` for arguments of these shapes, arrays or `jax.ShapeDtypeStruct`.
+    def compile_early(self, pool: Executor, shapes: Callable[[], tuple[Any, ...]]) -> None:
+        """Compile in a thread of `pool` for arguments of these shapes, arrays or `jax.ShapeDtypeStruct`, asked for there.
 
         The next call waits for that, or compiles by itself where it has not begun. On a CPU only: elsewhere the program depends
         on the memory that is free when it is called.
         """
         if self._devices[0].platform == "cpu":
-            self._early = pool.submit(self._compile, args)
+            self._early = pool.submit(lambda: self._compile(shapes()))
 
     def _compile(self, args: tuple[Any, ...]) -> None:
         """Compile the program that a call with such arguments takes; JAX keeps it for that call."""

@@ -11,7 +11,9 @@ import pytest
 from recorded_calls import recorded_calls, signature
 
 from tamherd_jax.experiments import early
+from tamherd_jax.experiments.arms import MEMBERS
 from tamherd_jax.experiments.early import upcoming
+from tamherd_jax.experiments.run import Progress
 from tamherd_jax.experiments.state import RunState
 from tamherd_jax.parallel import map_learners
 
@@ -25,7 +27,7 @@ def test_what_is_compiled_early_is_what_is_called(fresh_toy):
     planned = dict(upcoming(fresh_toy.plan, programs, RunState()))
     assert set(planned) == {*programs.train.values(), *programs.test.values(), programs.embed, programs.assign}
     for program, shapes in planned.items():
-        assert calls[program] == {signature(shapes)}
+        assert calls[program] == {signature(shapes())}
 
 
 def test_a_finished_run_compiles_nothing(finished_toy):
@@ -55,7 +57,7 @@ def test_a_call_waits_for_its_program_or_compiles_it(begun):
     with ThreadPoolExecutor(1, POOL_NAME) as pool:
         if not begun:
             pool.submit(gate.wait)  # the only thread is busy until the call has returned
-        program.compile_early(pool, shapes)
+        program.compile_early(pool, lambda: (shapes,))
         if begun:
             pool.submit(lambda: None).result()
         result = program(np.ones((3, 2), np.float32))
@@ -71,17 +73,24 @@ def test_what_goes_wrong_early_goes_wrong_in_the_call():
 
     program = map_learners(wrong, (0,))
     with ThreadPoolExecutor(1) as pool:
-        program.compile_early(pool, jax.ShapeDtypeStruct((2,), jnp.float32))
+        program.compile_early(pool, lambda: (jax.ShapeDtypeStruct((2,), jnp.float32),))
     with pytest.raises(ValueError, match="no such thing"):
         program(np.ones(2, np.float32))
 
 
+def waiting_pool(*arguments):
+    """A pool that has done what it is given before it returns."""
+    pool = ThreadPoolExecutor(*arguments)
+    submit = pool.submit
+    pool.submit = lambda work: submit(work).result()
+    return pool
+
+
 def test_recording_a_trained_herd_compiles_nothing_new(finished_toy, monkeypatch, caplog):
     monkeypatch.setattr(early, "Locomotion", type(finished_toy.plan.env))
-    with early.compiling() as pool:
-        early.compile_recording(finished_toy.plan, pool)
-        if pool is not None:
-            pool.submit(lambda: None).result()
+    monkeypatch.setattr(early, "ThreadPoolExecutor", waiting_pool)
+    started = Progress(MEMBERS, 1, 5, {}, 0, 0)
+    assert list(early.recording_compiled_early(finished_toy.plan, iter([started]))) == [started]
     herd, name = finished_toy.herd(), finished_toy.plan.task_set.task_names[0]
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         herd.adapt(jax.random.key(0), name)

@@ -41,7 +41,7 @@ def whole(tmp_path_factory):
     with recorded_calls() as calls:
         events = list(experiment.run())
     for program, shapes in upcoming(experiment.plan, experiment.programs, RunState()):
-        assert calls[program] == {signature(shapes)}  # what was compiled early is what was called
+        assert calls[program] == {signature(shapes())}  # what was compiled early is what was called
     write_results(experiment.plan, experiment.state, out)
     return experiment, events, run_curves(experiment.plan, experiment.state), out
 

@@ -63,7 +63,7 @@ def test_an_exported_policy_runs_gymnasiums_cheetah(adapted, task, direction):
     weights, rng = adapted[task].export(), np.random.default_rng(0)
     env = gymnasium.make("HalfCheetah-v5")
     returns = []
-    for episode in range(5):
+    for episode in range(20):
         obs, _ = env.reset(seed=episode)
         total = 0.0
         for _ in range(100):

@@ -7,7 +7,6 @@ training tasks are embedded anew from less experience, which makes the file smal
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import jax
@@ -57,7 +56,7 @@ def main() -> None:
     directory = SHIPPED / options.name
     compact.save(directory)
     size = sum(path.stat().st_size for path in directory.iterdir())
-    sys.stdout.write(f"seed {seed}: {directory}, {size / 1e6:.2f} MB\n")
+    print(f"seed {seed}: {directory}, {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

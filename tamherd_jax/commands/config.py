@@ -10,19 +10,20 @@ from typing import Annotated
 import tyro
 
 from tamherd_jax.commands import mistakes_of_the_user
+from tamherd_jax.commands.options import option
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Print every setting of an experiment with its value and meaning, as TOML that tamherd run --config reads."""
 
-    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    preset: Annotated[str | None, option("NAME")] = None
     """The preset. By default quick."""
-    algorithm: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    algorithm: Annotated[str | None, option("NAME")] = None
     """The meta-learner. By default the preset's."""
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    config: Annotated[Path | None, option("FILE")] = None
     """Settings in place of the preset's: a TOML file, or a JSON file such as a run's config.json."""
-    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE"), tyro.conf.UseAppendAction] = ()
+    set: Annotated[tuple[str, ...], option("NAME=VALUE"), tyro.conf.UseAppendAction] = ()
     """A setting by its dotted name, in place of the preset's and the file's; may be given several times."""
 
 

@@ -10,8 +10,8 @@ import tyro
 
 from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
-from tamherd_jax.commands.embedding_options import EmbeddingOptions, option
-from tamherd_jax.commands.run_options import by_name
+from tamherd_jax.commands.embedding_options import EmbeddingOptions
+from tamherd_jax.commands.options import by_name, option
 from tamherd_jax.registry.algorithms import get_algorithm, names_with
 
 

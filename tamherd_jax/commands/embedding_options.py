@@ -5,12 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-import tyro
-
-
-def option(metavar: str | None = None) -> Any:
-    """Describe an option whose help says what leaving it out means, so that its default value is not shown."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+from tamherd_jax.commands.options import option
 
 
 @dataclasses.dataclass(frozen=True)

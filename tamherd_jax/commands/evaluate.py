@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-import tyro
-
 from tamherd_jax.commands import check_count, mistakes_of_the_user, new_console, parse_shots
+from tamherd_jax.commands.options import option
 from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 
 
@@ -15,11 +14,11 @@ from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 class Evaluate(HerdOptions):
     """Assign a trained herd of a run to a task, adapt its member, and print what was done."""
 
-    test_tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    test_tasks: Annotated[str | None, option("NAME")] = None
     """The task set that the task is of, where the herd was trained on another, such as ml2-vel-between after ml2-vel."""
-    shots: Annotated[str | None, tyro.conf.arg(metavar="COUNTS")] = None
+    shots: Annotated[str | None, option("COUNTS")] = None
     """Measure the member also after other numbers of exploration episodes, such as 0,1,2,5,10."""
-    episodes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    episodes: Annotated[int | None, option("N")] = None
     """Test episodes that measure the adapted policy. By default as many as the run's."""
 
 

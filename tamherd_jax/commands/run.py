@@ -56,6 +56,7 @@ def run(options: Run) -> int:
 
     import jax
 
+    from tamherd_jax.experiments.early import recording_compiled_early
     from tamherd_jax.experiments.final_tests import final_plan
     from tamherd_jax.experiments.lifecycle import barrier, locked, own_seeds
     from tamherd_jax.experiments.results import is_finished
@@ -74,6 +75,8 @@ def run(options: Run) -> int:
             mine = Experiment(config, seeds=seeds, devices=devices, per_call=options.scale.learners_per_call)
         final_plan(mine.plan)  # refuses tasks of another kind
         events = mine.run()  # refuses what does not fit into memory, before anything is written
+    if jax.process_index() == 0:  # which records
+        events = recording_compiled_early(mine.plan, events)
     console = new_console(quiet=jax.process_index() > 0)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -257,9 +260,7 @@ def train(
     """
     import jax
 
-    from tamherd_jax.experiments.arms import MEMBERS
     from tamherd_jax.experiments.checkpoints import Checkpoints
-    from tamherd_jax.experiments.early import compile_recording, compiling
     from tamherd_jax.experiments.lifecycle import barrier, stop_requests
     from tamherd_jax.reporting.terminal import ProgressDisplay
     from tamherd_jax.reporting.trackers import Trackers, log_event, parse_names
@@ -280,16 +281,13 @@ def train(
     names = parse_names(options.output.log_to) if jax.process_index() == 0 else ()
     with mistakes_of_the_user():
         trackers = Trackers(names, directory, config.to_json(), display.note)
-    with display, trackers, stop_requests() as stop, closing(checkpoints, directory, resume_advice), compiling() as pool:
+    with display, trackers, stop_requests() as stop, closing(checkpoints, directory, resume_advice):
         checkpoints.warn = display.note
         display.note(
             f"{config.preset}: {config.seeds} seed(s), {config.member_epochs} epochs, physics {plan.env.backend}, "
             f"results in {directory}; {begin}"
         )
-        trained = state.done[MEMBERS]
         for event in events:
-            if event.stage == MEMBERS and state.done[MEMBERS] == trained + config.epochs_per_call:
-                compile_recording(plan, pool)  # training does not need all cores all the time
             display.show(event)
             log_event(trackers, event, plan, state)
             checkpoints.offer(plan, state)
@@ -324,20 +322,15 @@ def gather_and_write(mine: Experiment, whole: Experiment, directory: Path) -> No
     """Join the processes' results; process 0 writes the result files."""
     import jax
 
-    from tamherd_jax.experiments.final_tests import run_final_tests
     from tamherd_jax.experiments.herds import write_herds
     from tamherd_jax.experiments.lifecycle import gather
-    from tamherd_jax.experiments.recording import write_episodes
-    from tamherd_jax.experiments.writing import write_results
 
     with writing_to(directory, f"make room, then {how_to_resume(directory)}"):
         write_herds(mine.plan, mine.state, directory)  # every process has the states of its own seeds only
         if mine is not whole:
             gather(mine, whole)
         if jax.process_index() == 0:
-            write_episodes(mine.plan, mine.state, directory)  # of its own first seed
-            final = run_final_tests(mine.plan, mine.state, mine.programs.devices)
-            write_results(whole.plan, whole.state, directory, final)  # the last: where it is, the run is finished
+            mine.write_results(directory, whole)
 
 
 def new_run_directory(out: Path | None, preset: str) -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from tamherd_jax.commands.embedding_options import EmbeddingOptions, option
+from tamherd_jax.commands.embedding_options import EmbeddingOptions
+from tamherd_jax.commands.options import option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +120,3 @@ class SweepOutputOptions(OutputOptions):
 
     log_to: Annotated[str, tyro.conf.arg(metavar="NAMES")] = "none"
     """Where means over all settings go while they train: tensorboard, wandb, trackio, several with commas, or none."""
-
-
-def by_name(*groups: Any) -> dict[str, Any]:
-    """Return the options of groups by their names."""
-    return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}

@@ -14,8 +14,9 @@ import tyro
 
 from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
+from tamherd_jax.commands.options import by_name
 from tamherd_jax.commands.run import Run, new_config, new_run_directory, start_devices, train
-from tamherd_jax.commands.run_options import ScaleOptions, SweepOutputOptions, VariedOptions, by_name
+from tamherd_jax.commands.run_options import ScaleOptions, SweepOutputOptions, VariedOptions
 
 if TYPE_CHECKING:
     import jax
@@ -102,8 +103,9 @@ def read_sweep(options: Sweep) -> SweepSettings:
     if directory is None:
         raise ValueError("--resume needs --out DIR, the sweep to go on with")
     asked, unset = (by_name(part.training, part.method, part.testing, part.scale) for part in (options, Sweep()))
-    for name in asked.keys() - by_name(ScaleOptions()).keys() | {"epochs_per_call"}:
-        if asked[name] != unset[name]:
+    of_this_process = by_name(ScaleOptions()).keys() - {"epochs_per_call"}
+    for name, value in asked.items():
+        if name not in of_this_process and value != unset[name]:
             raise ValueError(f"--{name.replace('_', '-')} is for new sweeps; leave it out to go on with {directory}")
     return SweepSettings.of_directory(directory)
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from tamherd_jax.commands.options import option
+
 
 @dataclasses.dataclass(frozen=True)
 class HerdOptions:
@@ -17,7 +19,7 @@ class HerdOptions:
     """A run directory, the directory of one saved herd, or a trained herd that comes with the package, such as ml2-maml."""
     task: Annotated[str, tyro.conf.arg(metavar="NAME")]
     """The task, such as walker-backward."""
-    seed: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    seed: Annotated[int | None, option("N")] = None
     """Which seed's herd. By default the run's first."""
 
 

@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from tamherd_jax.commands import mistakes_of_the_user, new_console
+from tamherd_jax.commands.options import option
 from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 
 
@@ -16,7 +15,7 @@ from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
 class View(HerdOptions):
     """Adapt a trained herd to a task and write an animation, before and after adaptation, that a browser opens offline."""
 
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    out: Annotated[Path | None, option("FILE")] = None
     """File to write: a page with a player, or a name ending in .svg for an image that plays where images stand, as in a README.
     By default view-TASK-seed-N.html in the herd's directory, or here for a herd that comes with the package."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
@@ -14,30 +15,44 @@ from tamherd_jax.envs import Locomotion
 from tamherd_jax.experiments.arms import EMBEDDINGS, MEMBERS, SINGLE
 from tamherd_jax.experiments.herds import episode_counts
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import Programs, embed_seed, init_learner, settings_of, without_replay
+from tamherd_jax.experiments.programs import Programs, embedded_shapes, settings_of, state_shapes, with_axes, without_replay
 from tamherd_jax.experiments.state import RunState
 from tamherd_jax.experiments.training import batches
 from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.parallel import LearnerMap, cores
 from tamherd_jax.types import PyTree
 
-Upcoming = Iterator[tuple[LearnerMap, tuple[Any, ...]]]
-"""Programs with the shapes of their arguments."""
+if TYPE_CHECKING:
+    from tamherd_jax.experiments.run import Progress
+
+Shapes: TypeAlias = Callable[[], tuple[Any, ...]]
+"""Returns the shapes of a program's arguments. Finding them may take tracing, which is left to the thread that compiles."""
+Upcoming: TypeAlias = Iterator[tuple[LearnerMap, Shapes]]
 
 
 @contextlib.contextmanager
 def compiled_early(plan: Plan, programs: Programs, state: RunState) -> Iterator[None]:
     """Compile the programs that the stages to come need, in another thread, in the order in which they are called.
 
-    Nothing is computed otherwise than without. A program that is called before its turn is compiled by its caller.
+    Nothing is computed otherwise than without. A program that is called before its turn is compiled by its caller, where
+    whatever went wrong in the thread goes wrong again.
     """
     with compiling() as pool:
         if pool is not None:
-            # What goes wrong here goes wrong again, and is told, where the program is called.
-            with contextlib.suppress(Exception):
-                for program, shapes in upcoming(plan, programs, state):
-                    program.compile_early(pool, *shapes)
+            for program, shapes in upcoming(plan, programs, state):
+                program.compile_early(pool, shapes)
         yield
+
+
+def recording_compiled_early(plan: Plan, events: Iterator[Progress]) -> Iterator[Progress]:
+    """Yield the events of a run; once the herd trains, compile in another thread what recording its episodes will call."""
+    with compiling() as pool:
+        waiting = pool is not None and isinstance(plan.env, Locomotion) and not plan.grouped
+        for event in events:
+            if waiting and pool is not None and event.stage == MEMBERS:
+                pool.submit(lambda: herd_shapes(plan).compile(plan.task_set.task_names[0]))
+                waiting = False
+            yield event
 
 
 @contextlib.contextmanager
@@ -53,81 +68,70 @@ def compiling() -> Iterator[Executor | None]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def compile_recording(plan: Plan, pool: Executor | None) -> None:
-    """Compile, in a thread of `pool`, what recording a trained herd's episodes will call."""
-    if pool is None or not isinstance(plan.env, Locomotion) or plan.grouped:
-        return
-    name = plan.task_set.task_names[0]
-    pool.submit(lambda: herd_shapes(plan).compile(name))
-
-
 def herd_shapes(plan: Plan) -> Herd:
     """Return a trained herd of the plan whose arrays are shapes."""
-    members = plan.arms["herd"].size
-    probe, embedded = (jax.tree.map(lambda leaf: _array(leaf.shape[1:], leaf.dtype), part) for part in _probe_shapes(plan))
-    states = jax.tree.map(lambda leaf: _array((members, *leaf.shape), leaf.dtype), probe)
-    labels = np.zeros(len(plan.embedded_task), int)
-    return Herd(plan.learner, plan.task_set, probe, states, plan.embedding, embedded, labels, episode_counts(plan.config))
+    probe = without_replay(plan.learner, state_shapes(plan))
+    members, labels = with_axes(probe, plan.arms["herd"].size), np.zeros(len(plan.embedded_task), int)
+    counts = episode_counts(plan.config)
+    return Herd(plan.learner, plan.task_set, probe, members, plan.embedding, embedded_shapes(plan), labels, counts)
 
 
 def upcoming(plan: Plan, programs: Programs, state: RunState) -> Upcoming:
     """Yield the programs of the stages that are not done, in the order of need; those of a stage under way are compiled."""
     seen: set[LearnerMap] = set()
     for stage in (EMBEDDINGS, MEMBERS, SINGLE):
-        if state.done[stage] >= plan.epochs(stage):
-            continue
-        for program, shapes in stage_programs(plan, programs, state, stage):
-            if program not in seen:
-                seen.add(program)
-                yield program, shapes
+        if state.done[stage] < plan.epochs(stage):
+            for program, shapes in stage_programs(plan, programs, state, stage):
+                if program not in seen:
+                    seen.add(program)
+                    yield program, shapes
 
 
 def stage_programs(plan: Plan, programs: Programs, state: RunState, stage: str) -> Upcoming:
     """Yield the programs that train and test the arms of a stage, or that embed."""
     if stage == EMBEDDINGS:
-        yield programs.embed, (_keys(plan, 1), _states(plan, 1, replay=False), settings_of(plan, 1))
+        yield programs.embed, functools.partial(_embed_arguments, plan)
         return
-    count = min(plan.config.epochs_per_call, plan.epochs(stage) - state.done[stage])
+    epochs = min(plan.config.epochs_per_call, plan.epochs(stage) - state.done[stage])
     for learner, arms in batches([arm for arm in plan.training_arms(stage) if not arm.grouped]):
-        size = sum(arm.size for arm in arms)
-        rows = len(plan.seeds) * size
-        weights, faults = _array((rows, len(plan.task_set))), _array((rows,), np.int32)
-        data = _states(plan, size), plan.task_set.tasks, weights, faults, settings_of(plan, size)
-        yield programs.train[learner], (_keys(plan, size), _array((count,), np.uint32), *data)
+        yield programs.train[learner], functools.partial(_train_arguments, plan, sum(arm.size for arm in arms), epochs)
     for arm in (arm for arm in plan.arms.values() if stage in arm.stages):
         if arm.assign == "nearest":
-            yield programs.assign, _assign_shapes(plan, arm.size)
-        states = jax.tree.map(
-            lambda leaf: _array((len(plan.seeds), len(plan.test_task), *leaf.shape), leaf.dtype), _state(plan)
-        )
-        yield programs.test[arm.explore], (_keys(plan, 1), _array((), np.uint32), states, settings_of(plan, 1))
+            yield programs.assign, functools.partial(_assign_arguments, plan, arm.size)
+        yield programs.test[arm.explore], functools.partial(_test_arguments, plan)
 
 
-def _assign_shapes(plan: Plan, members: int) -> tuple[Any, ...]:
-    """Shapes of the arguments of `Programs.assign`."""
-    membership = _array((len(plan.seeds), len(plan.embedded_task), members))
-    return _keys(plan, 1), _array((), np.uint32), *_probe_shapes(plan), membership, settings_of(plan, 1)
+# Shapes of the arguments of each of `Programs`; S seeds, A learners of each ------------------------------------------
 
 
-def _probe_shapes(plan: Plan) -> tuple[PyTree, PyTree]:
-    """Shapes of every seed's probe and of the tasks that it embedded, `[S, ...]`."""
-    probe = _states(plan, 1, replay=False)
-    return probe, jax.eval_shape(jax.vmap(lambda *row: embed_seed(plan, *row)), _keys(plan, 1), probe, settings_of(plan, 1))
+def _embed_arguments(plan: Plan) -> tuple[Any, ...]:
+    return _keys(plan, 1), _probes(plan), settings_of(plan, 1)
 
 
-def _state(plan: Plan, replay: bool = False) -> PyTree:
-    """Shapes of a learner's state; without its replay unless told otherwise."""
-    state = jax.eval_shape(lambda key: init_learner(plan, key), jax.random.key(0))
-    return state if replay else without_replay(plan.learner, state)
+def _train_arguments(plan: Plan, size: int, epochs: int) -> tuple[Any, ...]:
+    rows = len(plan.seeds) * size
+    weights, faults = _array((rows, len(plan.task_set))), _array((rows,), np.int32)
+    states = with_axes(state_shapes(plan), rows)
+    numbers = _array((epochs,), np.uint32)
+    return _keys(plan, size), numbers, states, plan.task_set.tasks, weights, faults, settings_of(plan, size)
 
 
-def _states(plan: Plan, size: int, replay: bool = True) -> PyTree:
-    """Shapes of the states of A learners of every seed, `[S A, ...]`."""
-    return jax.tree.map(lambda leaf: _array((len(plan.seeds) * size, *leaf.shape), leaf.dtype), _state(plan, replay))
+def _assign_arguments(plan: Plan, members: int) -> tuple[Any, ...]:
+    seeds = len(plan.seeds)
+    embedded, membership = with_axes(embedded_shapes(plan), seeds), _array((seeds, len(plan.embedded_task), members))
+    return _keys(plan, 1), _array((), np.uint32), _probes(plan), embedded, membership, settings_of(plan, 1)
+
+
+def _test_arguments(plan: Plan) -> tuple[Any, ...]:
+    return _keys(plan, 1), _array((), np.uint32), _probes(plan, len(plan.test_task)), settings_of(plan, 1)
+
+
+def _probes(plan: Plan, *axes: int) -> PyTree:
+    """States without replay, `[S, ...]` with further axes after S."""
+    return with_axes(without_replay(plan.learner, state_shapes(plan)), len(plan.seeds), *axes)
 
 
 def _keys(plan: Plan, size: int) -> jax.ShapeDtypeStruct:
-    """Shape of the keys of A learners of every seed, `[S A]`."""
     return _array((len(plan.seeds) * size,), jax.random.key(0).dtype)
 
 

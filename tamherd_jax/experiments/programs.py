@@ -116,6 +116,27 @@ def settings_of(plan: Plan, size: int) -> dict[str, np.ndarray]:
     return {name: np.repeat(values, size).astype(np.float32) for name, values in plan.settings.items()}
 
 
+# Shapes --------------------------------------------------------------------------------------------------------------
+
+
+def state_shapes(plan: Plan) -> PyTree:
+    """Return the shapes of one learner's state."""
+    shapes: PyTree = jax.eval_shape(lambda key: init_learner(plan, key), jax.random.key(0))
+    return shapes
+
+
+def embedded_shapes(plan: Plan) -> PyTree:
+    """Return the shapes of one seed's embedded tasks, an `EmbeddedTasks`."""
+    probe = without_replay(plan.learner, state_shapes(plan))
+    shapes: PyTree = jax.eval_shape(lambda key, probe: embed_seed(plan, key, probe), jax.random.key(0), probe)
+    return shapes
+
+
+def with_axes(shapes: PyTree, *axes: int) -> PyTree:
+    """Return shapes with further axes in front."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), shapes)
+
+
 # Functions of one learner --------------------------------------------------------------------------------------------
 
 
@@ -192,8 +213,7 @@ def first_nonfinite(state: PyTree) -> jax.Array:
 
 def float_arrays(plan: Plan) -> list[str]:
     """Return the names of the arrays of a learner's state that `first_nonfinite` counts."""
-    state = jax.eval_shape(lambda key: without_replay(plan.learner, init_learner(plan, key)), jax.random.key(0))
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(without_replay(plan.learner, state_shapes(plan)))
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if _is_float(leaf)]
 
 

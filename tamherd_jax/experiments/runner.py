@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from tamherd_jax.envs import TaskSet
+from tamherd_jax.experiments import writing
 from tamherd_jax.experiments.arms import STAGES as STAGES
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.curves import ArmCurves
@@ -19,7 +20,6 @@ from tamherd_jax.experiments.programs import make_programs
 from tamherd_jax.experiments.recording import write_episodes
 from tamherd_jax.experiments.run import Progress, is_trained, run, train_probes
 from tamherd_jax.experiments.state import RunState
-from tamherd_jax.experiments.writing import write_results
 from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.types import TaskEnv
 
@@ -96,9 +96,22 @@ class Experiment:
             raise ValueError(f"{directory} is not empty")
         self.config.write(directory)
         write_herds(self.plan, self.state, directory)
+        self.write_results(directory)
+
+    def write_results(self, directory: Path, whole: Experiment | None = None) -> None:
+        """Record this experiment's first herd, make the final tests, and write the result files, `results.json` last.
+
+        Args:
+          directory: Where to.
+          whole: The experiment of all seeds, where several processes shared them; this one by default.
+
+        Raises:
+          OSError: A file cannot be written.
+        """
+        whole = self if whole is None else whole
         write_episodes(self.plan, self.state, directory)
         final = run_final_tests(self.plan, self.state, self.programs.devices)
-        write_results(self.plan, self.state, directory, final)
+        writing.write_results(whole.plan, whole.state, directory, final)
 
     def _check_done(self) -> None:
         if not is_trained(self.plan, self.state):

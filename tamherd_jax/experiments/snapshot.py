@@ -13,7 +13,7 @@ from tamherd_jax.codec import named_arrays, named_shapes, restore_tree
 from tamherd_jax.experiments.arms import EMBEDDINGS, STAGES
 from tamherd_jax.experiments.curves import ArmCurves
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import embed_seed, init_learner, without_replay
+from tamherd_jax.experiments.programs import embedded_shapes, state_shapes, with_axes, without_replay
 from tamherd_jax.experiments.state import Partition, RunState
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.pearl import replay
@@ -179,18 +179,14 @@ def restored_clusters(labels: np.ndarray, entry: ClusterFacts) -> Clusters:
 
 def _templates(plan: Plan, done: dict[str, int]) -> Iterator[tuple[str, PyTree]]:
     """Yield prefix of names and tree of shapes of what exists after `done`; states first, what is computed from them after."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    one = jax.eval_shape(lambda key: init_learner(plan, key), key)
-    seeds = len(plan.seeds)
+    one, seeds = state_shapes(plan), len(plan.seeds)
     for arm in plan.arms.values():
         if arm.trains and any(done[stage] for stage in arm.stages):
-            yield f"states/{arm.name}", _batched(one, seeds, arm.size)
+            yield f"states/{arm.name}", with_axes(one, seeds, arm.size)
     if done[EMBEDDINGS]:
-        probe = jax.eval_shape(lambda state: without_replay(plan.learner, state), one)
-        yield "states/probe", _batched(probe, seeds)
+        yield "states/probe", with_axes(without_replay(plan.learner, one), seeds)
         yield "labels", jax.ShapeDtypeStruct((seeds, len(plan.embedded_task)), np.int64)
-        embedded = jax.eval_shape(lambda key, probe: embed_seed(plan, key, probe), key, probe)
-        yield "embedded", _batched(embedded, seeds)
+        yield "embedded", with_axes(embedded_shapes(plan), seeds)
 
 
 def _is_ring(node: PyTree) -> bool:
@@ -224,7 +220,3 @@ def _widened(trimmed: PyTree, template: PyTree) -> PyTree:
     """A tree whose rings have their room again, as in the template."""
     capacities = iter(_capacities(template))
     return _map_rings(lambda ring: replay.widen(ring, next(capacities)), trimmed)
-
-
-def _batched(tree: PyTree, *axes: int) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree)

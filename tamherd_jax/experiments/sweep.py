@@ -18,7 +18,7 @@ from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.herds import write_herds
 from tamherd_jax.experiments.learners import number_names
 from tamherd_jax.experiments.plan import Plan, make_plan
-from tamherd_jax.experiments.programs import init_learner, without_replay
+from tamherd_jax.experiments.programs import state_shapes, without_replay
 from tamherd_jax.experiments.settings import flat_settings, parse_value, unknown_setting, with_settings
 from tamherd_jax.experiments.state import Partition, RunState
 from tamherd_jax.experiments.writing import write_results
@@ -288,7 +288,6 @@ def rows_of(plan: Plan, state: RunState, rows: slice) -> RunState:
 
 def state_bytes(plan: Plan) -> int:
     """Return the bytes of the states of all learners of a plan, old and new: what a sweep holds at least."""
-    one = jax.eval_shape(lambda key: init_learner(plan, key), jax.random.key(0))
-    size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
+    size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_shapes(plan)))
     learners = sum(arm.size for arm in plan.arms.values() if arm.trains)
     return 2 * size * learners * len(plan.seeds)
