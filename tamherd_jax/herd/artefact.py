@@ -119,7 +119,7 @@ class Herd:
     seed: int = 0
 
     def __repr__(self) -> str:
-        """Name learner, task set, and what each member trained on most."""
+        """Name learner, task set, and what each member trained on."""
         names = self.task_set.task_names
         trained = ("+".join(name for name, share in zip(names, row, strict=True) if share > 0) for row in self.member_tasks)
         return f"Herd({type(self.learner).__name__} on {self.task_set.name}, seed {self.seed}: {', '.join(trained)})"
