@@ -20,6 +20,7 @@ myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"tamherd_jax {release}"
+html_show_copyright = False
 exclude_patterns = ["_build", "generated"]
 
 autodoc_member_order = "bysource"

@@ -1,14 +1,16 @@
 """Tables and figures of README and documentation, made from the results committed under benchmarks/results/.
 
 python docs/generate.py              the pages of docs/generated/, which Sphinx includes (docs/conf.py calls this)
-python docs/generate.py README.md    the tables between `<!-- results: RUN -->` and `<!-- end of results -->` of a file,
-                                     and each docs/figures/RUN.png that it shows, Figure 2 of that run
+python docs/generate.py README.md    the tables between `<!-- results: RUN -->` or `<!-- modes: PRESET -->` and
+                                     `<!-- end of results -->` of a file, and each docs/figures/RUN.png that it shows,
+                                     Figure 2 of that run
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -20,11 +22,14 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from tamherd_jax.experiments.settings import run_command  # noqa: E402
 from tamherd_jax.reporting import figures, paper, tables  # noqa: E402
 from tamherd_jax.reporting.run_files import RunFiles, arm_title, read_run_files  # noqa: E402
 from tamherd_jax.reporting.statistics import Analysis, ArmSummary, Estimate, analyse, estimate  # noqa: E402
@@ -32,13 +37,12 @@ from tamherd_jax.reporting.statistics import Analysis, ArmSummary, Estimate, ana
 RESULTS = ROOT / "benchmarks" / "results"
 GENERATED = ROOT / "docs" / "generated"
 FIGURES = ROOT / "docs" / "figures"
-BLOCK = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (results|modes): ([\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 PAPER_ARMS = ("oracle", "single", "herd")
 
-EARLIER = "Its settings are in its `config.json`; the preset has others now."
 NOTES = {
-    "quick-pearl-1-seed": f"The recipe before the comparison of PEARL's recipes. {EARLIER}",
-    "tuned-maml-4-seeds": f"The recipe before: discount 0.99, lambda 0.95. {EARLIER}",
+    "quick-pearl-1-seed": "The recipe before the comparison of PEARL's recipes.",
+    "tuned-maml-4-seeds": "The recipe before: discount 0.99, lambda 0.95.",
 }
 """What a run's name does not say."""
 
@@ -53,16 +57,21 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def read_runs(where: Path = RESULTS) -> dict[str, RunFiles]:
-    """Return the committed runs by name, those with most seeds first."""
+    """Return the committed runs by name: those of tuned presets first, those of earlier recipes last."""
     found = {path.parent.name: read_run_files(path.parent) for path in sorted(where.glob("*/results.json"))}
-    return dict(sorted(found.items(), key=lambda item: (item[0] in NOTES, -item[1].results.config.seeds)))
+    return dict(sorted(found.items(), key=lambda item: _place(*item)))
+
+
+def _place(name: str, run: RunFiles) -> tuple[bool, bool, int]:
+    config = run.results.config
+    return name in NOTES, not config.preset.startswith("tuned"), -config.seeds
 
 
 def command(run: RunFiles) -> str:
     """Return the command that makes such a run."""
-    config = run.results.config
-    without = "" if len(run.results.arms) > len(PAPER_ARMS) else " --controls none"
-    return f"tamherd run --preset {config.preset} --seeds {config.seeds} --physics {run.results.physics}{without}"
+    return run_command(
+        dataclasses.replace(run.results.config, physics=run.results.physics), always=("seeds", "physics", "controls")
+    )
 
 
 def with_interval(estimate: Any, sign: bool = False) -> str:
@@ -163,11 +172,61 @@ def fill(text: str, runs: dict[str, RunFiles]) -> str:
     """
 
     def block(match: re.Match[str]) -> str:
-        if match[2] not in runs:
-            raise ValueError(f"there is no run {match[2]!r}; runs are {', '.join(runs)}")
-        return match[1] + readme_block(runs[match[2]]) + match[3]
+        start, kind, name, end = match.groups()
+        if kind == "modes":
+            return f"{start}\n{modes_table(runs, name)}\n{end}"
+        if name not in runs:
+            raise ValueError(f"there is no run {name!r}; runs are {', '.join(runs)}")
+        return start + readme_block(runs[name]) + end
 
     return BLOCK.sub(block, text)
+
+
+# Number of modes -----------------------------------------------------------------------------------------------------
+
+
+def runs_by_modes(runs: dict[str, RunFiles], preset: str) -> list[tuple[RunFiles, Analysis]]:
+    """Return a preset's runs on task sets of one mode or more, fewest modes first; runs of earlier recipes are left out."""
+    chosen = [run for name, run in runs.items() if run.results.config.preset == preset and name not in NOTES]
+    ordered = sorted(chosen, key=lambda run: (len(run.results.task_set.bodies), run.results.task_set.name))
+    return [(run, analyse(run.results, run.curves)) for run in ordered]
+
+
+def modes_table(runs: dict[str, RunFiles], preset: str) -> str:
+    """Return herd and single learner by number of modes: return after adaptation, last five epochs, mean of bodies."""
+    rows = []
+    for run, analysis in runs_by_modes(runs, preset):
+        overall = {summary.arm: summary for summary in analysis.summaries if summary.body is None}
+        (lead,) = (one for one in analysis.comparisons if one.body is None)
+        set_, seeds = run.results.task_set, str(run.results.config.seeds)
+        returns = [with_interval(overall[arm].last5) for arm in ("single", "herd")]
+        leads = [with_interval(value, sign=True) for value in (lead.difference, lead.difference_along)]
+        rows.append([set_.name, str(len(set_.bodies)), seeds, *returns, *leads])
+    header = ["task set", "modes", "seeds", "single", "herd", "herd minus single, last five epochs", "along the whole curve"]
+    return markdown_table(header, rows)
+
+
+def modes_figure(runs: dict[str, RunFiles], preset: str) -> Figure:
+    """Return the herd's lead over the single learner against the number of modes, all bodies and each, with 95% intervals."""
+
+    def draw(axis: Axes) -> None:
+        for place, (run, analysis) in enumerate(runs_by_modes(runs, preset)):
+            for one in analysis.comparisons:
+                x = place + (0.0 if one.body is None else 0.12 * (1 + run.results.task_set.bodies.index(one.body)))
+                low, high = one.difference.low, one.difference.high
+                colour = figures.INK if one.body is None else figures.COLOURS[run.results.task_set.bodies.index(one.body)]
+                axis.plot([x, x], [low, high], color=colour, linewidth=1.5)
+                label = tables.body_name(one.body) if place == most else None
+                axis.plot(x, one.difference.value, "s" if one.body is None else "o", color=colour, label=label)
+        axis.axhline(0.0, color=figures.GRID)
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set(ylabel="return of herd minus single")
+        axis.legend(frameon=False)
+
+    compared = runs_by_modes(runs, preset)
+    labels = [f"{r.results.task_set.name}\n{len(r.results.task_set.bodies)} modes" for r, _ in compared]
+    most = len(compared) - 1
+    return figures.row_of_panels({"Last five epochs, paired by seed": draw}, 3.4)
 
 
 # Other pages ---------------------------------------------------------------------------------------------------------
@@ -314,7 +373,7 @@ def help_text(arguments: Sequence[str]) -> str:
     from tamherd_jax.cli import main
 
     stream = io.StringIO()
-    wide = mock.patch.dict(os.environ, COLUMNS="110")
+    wide = mock.patch.dict(os.environ, COLUMNS="78")  # what a page of text holds
     with wide, contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
         main([*arguments, "--help"])
     return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).strip()
@@ -342,6 +401,7 @@ def write_pages(where: Path = GENERATED) -> None:
     where.mkdir(exist_ok=True)
     runs = read_runs()
     pages = {
+        "modes": modes_table(runs, "tuned-maml"),
         "results": "\n".join(run_section(name, run) for name, run in runs.items()),
         "open_points": open_points(),
         "embedding_studies": embedding_studies(),
@@ -355,6 +415,7 @@ def write_pages(where: Path = GENERATED) -> None:
         (where / f"{name}.md").write_text(text, "utf-8")
     for name, run in runs.items():
         figures.save_figure(figures.learning_curves(run.results, run.curves), where / f"{name}.png")
+    figures.save_figure(modes_figure(runs, "tuned-maml"), where / "modes.png")
 
 
 def fill_file(path: Path) -> None:

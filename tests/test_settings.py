@@ -1,6 +1,10 @@
 """Settings by name: --set, --config and tamherd config."""
 
+import dataclasses
+import shlex
+
 import pytest
+import tyro
 
 from tamherd_jax import cli
 from tamherd_jax.commands.run import Run, new_config
@@ -11,6 +15,7 @@ from tamherd_jax.experiments.settings import (
     field_meanings,
     parse_assignments,
     read_settings,
+    run_command,
     with_settings,
 )
 
@@ -87,6 +92,38 @@ def test_a_file_then_options_then_set(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=words):
             new_config(Run(TrainingOptions(config=path)))
+
+
+TYPED = (
+    {"preset": "quick"},
+    {"preset": "tuned-maml", "tasks": "ml3", "seeds": 3, "first_seed": 7, "controls": "none", "physics": "planar"},
+    {"preset": "paper-maml", "controls": "random-clusters,oracle-assignment", "clusters": "auto", "probe": "multitask"},
+    {"preset": "tuned-pearl", "epochs": 3, "shots": "0,2", "set": ("pearl.hidden_sizes=16", "pearl.discount=0.5")},
+    {"preset": "quick", "set": ("maml.entropy_decay_steps=none", "maml.first_order=true", "maml.hidden_sizes=[]")},
+)
+
+
+@pytest.mark.parametrize("options", TYPED, ids=lambda options: options["preset"])
+def test_the_command_of_a_configuration_makes_it_again(options):
+    parser = [word for name, value in options.items() for word in words_of(name, value)]
+    config = new_config(tyro.cli(Run, args=parser))
+    command = shlex.split(run_command(config))
+    assert command[:4] == ["tamherd", "run", "--preset", options["preset"]]
+    assert new_config(tyro.cli(Run, args=command[2:])) == config
+    assert len(command) <= 6 + 2 * len(options) + 2, "no more than what differs"
+
+
+def words_of(name, value):
+    """An option as words of a command line."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for one in values for word in (f"--{name.replace('_', '-')}", str(one))]
+
+
+def test_a_configuration_of_no_preset_has_no_command():
+    with pytest.raises(ValueError, match="unknown preset"):
+        run_command(dataclasses.replace(QUICK, preset="mine"))
+    assert "--seeds 1" in run_command(QUICK, always=("seeds",))
+    assert run_command(QUICK) == "tamherd run --preset quick"
 
 
 def test_the_command_prints_settings(capsys):

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from tamherd_jax.codec import decode, encode, read_json, unsealed
 from tamherd_jax.experiments.config import FORMATS, ExperimentConfig
-from tamherd_jax.experiments.presets import moved_single_epochs
+from tamherd_jax.experiments.presets import get_preset, moved_single_epochs
 
 
 def flat_settings(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -111,6 +112,40 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+OPTIONS = ("tasks", "seeds", "first_seed", "physics", "controls")
+"""Settings that `tamherd run` has an option of the same name for, which reads better than `--set`."""
+
+
+def run_command(config: ExperimentConfig, *, always: Sequence[str] = ()) -> str:
+    """Return the command that runs a configuration: its preset, and what differs from the preset.
+
+    Args:
+      config: The configuration.
+      always: Settings of `OPTIONS` that are told even where they are the preset's.
+
+    Raises:
+      ValueError: The configuration comes from no preset, or has another algorithm than its preset.
+    """
+    usual = get_preset(config.preset, algorithm=config.algorithm, tasks=config.tasks)
+    own, expected = flat_settings(encode(config)), flat_settings(encode(usual) | {"tasks": get_preset(config.preset).tasks})
+    told = {name: setting_text(own[name]) for name in own if own[name] != expected[name] or name in always}
+    parts = ["tamherd", "run", "--preset", config.preset]
+    for name in (name for name in OPTIONS if name in told):
+        parts += [f"--{name.replace('_', '-')}", told.pop(name).replace("[]", "none")]
+    for name, value in told.items():
+        parts += ["--set", f"{name}={value}"]
+    return shlex.join(parts)
+
+
+def setting_text(value: Any) -> str:
+    """Return a value as `--set` takes it."""
+    if isinstance(value, list):
+        return ",".join(map(setting_text, value)) or "[]"
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
 # Printing ------------------------------------------------------------------------------------------------------------

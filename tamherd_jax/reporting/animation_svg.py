@@ -21,9 +21,11 @@ SLOWEST = 4.0
 """Shortest time in seconds that an animation plays; shorter episodes are slowed down, and the caption says how much."""
 
 STYLE = """
+.paper { fill: #ffffff; }
 .ink { stroke: #1b1f24; } .near { stroke: #e6750a; } .far { stroke: #1f77b4; } .ground { stroke: #8a8f98; stroke-width: 1; }
 text { fill: #1b1f24; font: 14px system-ui, sans-serif; } text.tick { fill: #8a8f98; font-size: 11px; text-anchor: middle; }
 path { stroke-linecap: round; fill: none; } .still { display: none; }
+@media (prefers-color-scheme: dark) { .paper { fill: #0d1117; } }
 @media (prefers-color-scheme: dark) { .ink { stroke: #e6e9ee; } text { fill: #e6e9ee; } .far { stroke: #6fb3e8; } }
 @media (prefers-reduced-motion: reduce) { .still { display: inline; } .moving { display: none; } }
 """
@@ -55,7 +57,8 @@ def animated_svg(data: dict[str, Any], title: str) -> str:
     ]
     size = f'width="{WIDTH}" height="{HEIGHT * len(panels)}" viewBox="0 0 {WIDTH} {HEIGHT * len(panels)}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}>\n<title>{html.escape(title)}</title>'
-    return "\n".join([head, f"<style>{STYLE}</style>", *panels, "</svg>\n"])
+    paper = '<rect class="paper" width="100%" height="100%"/>'  # the page's own scheme may be another than the viewer's
+    return "\n".join([head, f"<style>{STYLE}</style>", paper, *panels, "</svg>\n"])
 
 
 def _panel(body: dict[str, Any], clip: dict[str, Any], caption: str, frames: int, seconds: float, top: int) -> str:

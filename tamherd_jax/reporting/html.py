@@ -13,6 +13,7 @@ import jinja2
 
 from tamherd_jax.codec import encode, write_atomically
 from tamherd_jax.experiments.results import Results
+from tamherd_jax.experiments.settings import run_command
 from tamherd_jax.reporting import figures, paper, statistics, views
 from tamherd_jax.reporting.animation import player_data
 from tamherd_jax.reporting.run_files import RunFiles, algorithm_of, arm_title
@@ -56,6 +57,7 @@ def report_page(run: RunFiles, analysis: statistics.Analysis) -> str:
         ambiguity_table=views.ambiguity_table(),
         configuration_table=views.configuration_table(results),
         versions=versions(results),
+        run_command=made_by(results),
         command=f"tamherd report {shlex.quote(str(run.directory))}",
         report_script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
         embedding_text=", ".join(f"{name} {value}" for name, value in encode(results.config.embedding).items()),
@@ -130,6 +132,14 @@ def subtitle(results: Results) -> str:
     epochs = results.config.member_epochs
     parts = [algorithm_of(results).title, seeds_text(results.config.seeds), f"{epochs} epoch{'s' * (epochs != 1)}"]
     return " · ".join([*parts, f"physics {results.physics}", f"device {results.device}"])
+
+
+def made_by(results: Results) -> str | None:
+    """Return the command that trains such a run; None where its configuration comes from no preset."""
+    try:
+        return run_command(results.config)
+    except ValueError:
+        return None
 
 
 def versions(results: Results) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tamherd_jax.codec import encode, one_line
-from tamherd_jax.experiments.presets import get_preset
-from tamherd_jax.experiments.settings import flat_settings
+from tamherd_jax.codec import one_line
+from tamherd_jax.experiments.settings import run_command, setting_text
 from tamherd_jax.experiments.sweep import Sweep, setting_directory
 from tamherd_jax.reporting import figures, html
 from tamherd_jax.reporting.run_files import RunFiles, arm_curve, arm_title, read_run_files, seed_values
@@ -80,25 +77,6 @@ def ranking(files: SweepFiles, arm: str) -> list[Ranked]:
         each = tuple(estimate([values], np.mean) for values in strata)
         ranked.append(Ranked(index, estimate(strata, np.mean), each))
     return sorted(ranked, key=lambda one: (not np.isfinite(one.overall.value), -one.overall.value, one.index))
-
-
-def setting_text(value: Any) -> str:
-    """Return a value as `--set` takes it."""
-    if isinstance(value, list):
-        return ",".join(map(setting_text, value))
-    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
-
-
-def command_of(sweep: Sweep, index: int) -> str:
-    """Return the command that runs one setting alone."""
-    config = sweep.config(index)
-    preset = get_preset(config.preset, algorithm=config.algorithm)
-    own, usual = (flat_settings(encode(one)) for one in (config, preset))
-    parts = ["tamherd", "run", "--preset", config.preset]
-    for name, value in own.items():
-        if value != usual[name]:
-            parts += ["--set", f"{name}={setting_text(value)}"]
-    return shlex.join(parts)
 
 
 def ranking_table(files: SweepFiles, arm: str) -> Table:
@@ -171,7 +149,7 @@ def make_sweep_report(directory: Path, console: Console) -> Path:
     for arm in names:
         console.print(ranking_table(files, arm))
     best = {arm: ranking(files, arm)[0].index for arm in names}
-    commands = [(arm_title(results, arm), command_of(files.sweep, index)) for arm, index in best.items()]
+    commands = [(arm_title(results, arm), run_command(files.sweep.config(index))) for arm, index in best.items()]
     for title, command in commands:
         console.print(f"Best for {title}: {command}", highlight=False, soft_wrap=True, markup=False)
     write_sweep_csv(files, directory / "sweep.csv")
