@@ -20,15 +20,15 @@ python -m benchmarks ahead_of_time [NAME ...] [--out FILE]               compile
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose error messages are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """As a mistake of the user's."""
+        """Report a mistake of the user's and exit with status 2."""
         raise ValueError(f"{message} (see python -m benchmarks --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 where `compare` finds a regression, 2 with one line for a mistake."""
+    """Run the command; return 0, 1 where `compare` finds a regression, 2 with one line for a mistake."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "list": show_list,
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser(name: str = "") -> Parser:
-    """A parser that prints the summary of all commands as its help."""
+    """Return a parser that prints the summary of all commands as its help."""
     program = f"python -m benchmarks {name}".strip()
     return Parser(prog=program, epilog=SUMMARY, formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -124,7 +124,7 @@ def replace_between_marks(path: Path, text: str) -> None:
 
 
 def show_comparison(arguments: Sequence[str]) -> int:
-    """Print ratios; 1 if a figure is slower by more than the spread and the floor, or fails now."""
+    """Print ratios; return 1 if a figure is slower by more than the spread and the floor, or fails now."""
     found = parser("compare")
     found.add_argument("old", type=Path)
     found.add_argument("new", type=Path)
@@ -164,14 +164,14 @@ def show_plot(arguments: Sequence[str]) -> int:
 
 
 def compile_ahead_of_time(arguments: Sequence[str]) -> int:
-    """Compile the accelerator's programs without one; 1 if one of them fails."""
+    """Compile the accelerator's programs without an accelerator; return 1 if one of them fails."""
     from benchmarks.ahead_of_time import main
 
     return main(arguments, parser("ahead_of_time"))
 
 
 def wide_console(console: Any) -> Any:
-    """A console; lines are not broken where nobody reads them on a screen."""
+    """Return a console that does not break lines where output is not a terminal."""
     return console() if sys.stdout.isatty() else console(width=200)
 
 

@@ -1,4 +1,4 @@
-"""Compile the accelerator's programs on a machine without one, and read what they cost: `python -m benchmarks ahead_of_time`.
+"""Compile the accelerator's programs without an accelerator, and report what they cost: `python -m benchmarks ahead_of_time`.
 
 JAX's plug-ins compile for an NVIDIA H100 (sm_90) and for a TPU v5e without a device. Read are the compilation's CPU seconds,
 memory and code size; and, of the physics kernel for the H100, registers, spills and instructions, from which its speed is
@@ -76,7 +76,7 @@ def compiled_rows(targets: Sequence[str], names: Sequence[str], dump: Path, out:
 
 
 def device_of(target: str) -> Any:
-    """A device that is not there.
+    """Return a device to compile for, which this machine need not have.
 
     Raises:
       ValueError: its plug-in is missing.
@@ -139,7 +139,7 @@ def memory_of(done: Any) -> Row:
 
 
 def line_of(row: Row) -> str:
-    """A row for people."""
+    """Return a row as a line of text."""
     head = f"{row['target']:5s} {row['program']:60s}"
     if row["status"] != "compiled":
         return f"{head} {row['error']}"

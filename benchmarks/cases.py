@@ -97,7 +97,7 @@ class Child:
 
 @dataclasses.dataclass(frozen=True)
 class Quoted:
-    """A figure of others that is not measured here: printed beside ours, marked as quoted, never compared.
+    """A published figure that is not measured here: printed beside ours, marked as quoted, never compared.
 
     Attributes:
       name: of the case.

@@ -16,17 +16,17 @@ from jax.extend import core
 
 
 class Count(NamedTuple):
-    """Operations, and whether that is all of them: False with a loop of unknown length or a call out of JAX."""
+    """Operations, and whether that is all of them: False with a loop of unknown length or a call to code outside of JAX."""
 
     operations: float
     complete: bool
 
     def __add__(self, other: Any) -> Count:
-        """Of two programs in turn."""
+        """Return the count of two programs, one after the other."""
         return Count(self.operations + other.operations, self.complete and other.complete)
 
     def times(self, factor: float) -> Count:
-        """Of a program repeated."""
+        """Return the count of a program that runs `factor` times."""
         return Count(self.operations * factor, self.complete)
 
 

@@ -84,7 +84,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        """Of the preset and the kind of probe, in the names of files and in records."""
+        """Name of the preset and the kind of probe, in file names and in records."""
         return self.config.preset if self.config.probe == "meta" else f"{self.config.preset}-{self.config.probe}"
 
     @functools.cached_property
@@ -94,13 +94,13 @@ class Study:
 
     @functools.cached_property
     def train_epoch(self) -> Any:
-        """Compiled for one seed at a time, so that all share it."""
+        """Train one seed for an epoch; compiled once, for all seeds."""
         tasks, weights = self.task_set.tasks, jnp.ones(len(self.task_set))
         return jax.jit(lambda key, state: self.learner.train_epoch(key, state, tasks, weights)[0])
 
     @functools.cached_property
     def embed(self) -> Any:
-        """Compiled: the Grams of one probe."""
+        """Return the Grams of one probe, compiled."""
         return jax.jit(self._embed)
 
     def probe_file(self, seed: int) -> Path:
@@ -319,7 +319,7 @@ def markdown(path: Path, linkage: str = "ward") -> str:
 
 
 def arguments() -> argparse.Namespace:
-    """Of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="paper-maml")
     parser.add_argument("--seeds", type=int, default=20)

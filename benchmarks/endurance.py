@@ -1,4 +1,4 @@
-"""Whether the planar physics lasts: `python -m benchmarks.endurance [--steps N] [--calls N] [--out FILE]`.
+"""Long runs of the planar physics: `python -m benchmarks.endurance [--steps N] [--calls N] [--out FILE]`.
 
 Random controls on cheetahs and walkers, bodies put back on their feet every hundred steps: counts what is not finite. Then
 calls of one vector from a jitted loop: the memory that the process holds before and after.

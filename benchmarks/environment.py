@@ -28,7 +28,7 @@ def episodes(physics: str, per_task: int, length: int) -> Program:
 
 
 def cases(mode: Mode) -> list[Case]:
-    """By backend and number of episodes at once."""
+    """Return a case for each backend and number of simultaneous episodes."""
     per_task = {
         "planar": mode.pick((1,), (50,), (8, 50, 512, 2048), (64, 512, 4096, 16384)),
         "mujoco": mode.pick((1,), (50,), (8, 50, 512), (256,)),

@@ -57,7 +57,7 @@ def closed_form_gram(tasks: int, steps: int) -> Program:
 
 
 def cases(mode: Mode) -> list[Case]:
-    """By number of tasks; ML2's runs embed 20 (quick) or 40 (paper), with 500 or 1,000 steps each."""
+    """Return a case for each number of tasks; ML2's runs embed 20 (quick) or 40 (paper), with 500 or 1,000 steps each."""
     sizes = mode.pick(((2, 8),), ((20, 500),), ((20, 200), (20, 500), (40, 1000)), ((20, 500), (40, 1000), (160, 1000)))
     dense = mode.pick((2, 8), (20, 100), (20, 200), (20, 500))
 

@@ -32,12 +32,12 @@ class Epoch:
         self.state = jax.jit(self.learner.init)(jax.random.key(0))
 
     def whole(self, key: jax.Array, state: Any, weights: jax.Array) -> Any:
-        """All of it, and the environment steps that counted."""
+        """Run a whole epoch; return the new state and the environment steps taken."""
         state, metrics = self.learner.train_epoch(key, state, self.tasks, weights)
         return state, metrics.steps
 
     def sample(self, key: jax.Array, params: Any) -> Any:
-        """Episodes `[M, R, T, ...]` of one side."""
+        """Return episodes `[M, R, T, ...]`, before or after adaptation."""
         drawn = take_tasks(self.tasks, systematic_resample(key, jnp.ones(4), self.draws))
         collect = jax.vmap(lambda k, task: self.learner._collect(k, params, task, self.episodes))
         return collect(jax.random.split(key, self.draws), drawn)
@@ -57,7 +57,7 @@ class Epoch:
 
     @functools.cached_property
     def data(self) -> tuple[Any, Any]:
-        """Episodes of one side, and them with advantages."""
+        """Return episodes, before or after adaptation, without and with advantages."""
         episodes = jax.jit(self.sample)(jax.random.key(1), self.state.params)
         return episodes, jax.jit(self.adapt)(self.state, episodes)[0]
 
@@ -68,7 +68,7 @@ def whole_epoch(epoch: Epoch, weights: Sequence[float]) -> Program:
 
 
 def cases(mode: Mode) -> list[Case | Quoted]:
-    """Whole epochs by backend; the parts on the first, the default one."""
+    """Return whole epochs for each backend, and their parts for the default one."""
     backends = mode.pick(("mujoco",), ("planar", "mujoco"), ("planar", "mujoco"), ("planar",))
     draws = mode.pick(4, 20, 20)
     config = mode.pick(MAMLConfig(episodes_per_task=2, horizon=5), MAMLConfig(), MAMLConfig())

@@ -123,7 +123,7 @@ def _prepare_program(prepared: Prepared, job: Program) -> None:
 
 
 def _prepare_call(prepared: Prepared, job: Call) -> None:
-    """A first call to warm up; where the call has a clock of its own it starts processes, which nothing warms."""
+    """A first call to warm up; a call that times itself starts processes, which need no warm-up."""
     prepared.own_clock, prepared.close = job.own_clock, job.close
     prepared.run = job.fn if job.own_clock else lambda: jax.block_until_ready(job.fn())
     if not job.own_clock:
@@ -212,7 +212,7 @@ def program_account(program: Any, count: Count) -> Row:
 
 
 def quoted_row(benchmark: str, case: Quoted) -> Row:
-    """The row of a figure of others."""
+    """Return the row of a published figure."""
     row = {"benchmark": benchmark, "case": case.name, "unit": case.unit, "work": case.work, "status": "quoted"}
     seconds = {"count": 1, "median": case.seconds}
     return {**row, "note": case.source, "seconds": seconds, "rate": case.work / case.seconds}
@@ -225,7 +225,7 @@ def _row(benchmark: str, case: Case, **fields: Any) -> Row:
 
 @contextlib.contextmanager
 def _failures_into(row: Row) -> Any:
-    """A case that fails must not end the run: its row says why. A user's interrupt does end it."""
+    """Record an exception in the case's row instead of ending the run; a user's interrupt does end it."""
     try:
         yield
     except Exception as error:
@@ -234,7 +234,7 @@ def _failures_into(row: Row) -> Any:
 
 
 def reset_peak() -> None:
-    """Start the account of the largest resident memory anew, where the system can."""
+    """Reset the peak of resident memory, where the system can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,4 +1,4 @@
-"""Meta-gradient over many tasks, ours beside what people write: `python -m benchmarks.meta_gradient [--tasks M]`.
+"""Meta-gradient over many tasks, this library's and others: `python -m benchmarks.meta_gradient [--tasks M]`.
 
 The second-order MAML gradient of a 64-64 Gaussian policy's likelihood loss, one inner step, N transitions of 17 observations
 and 6 actions on each side of every task. Each way computes the same gradient from the same numbers (checked), in float32 on
@@ -120,7 +120,7 @@ def torch_ways(params: Any) -> dict[str, tuple[Callable[..., Any], int]]:
 
 
 def check_equal(reference: Any, other: Any, name: str) -> None:
-    """Refuse to time what does not compute the same gradient."""
+    """Raise if two implementations do not compute the same gradient."""
     ours, theirs = (np.sort(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree[1])])) for tree in (reference, other))
     np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-6, err_msg=name)
 

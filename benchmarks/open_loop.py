@@ -1,4 +1,4 @@
-"""How much an episode can pay at all: cross-entropy search over open-loop controls, `python -m benchmarks.open_loop`."""
+"""The best possible return of an episode: cross-entropy search over open-loop controls, `python -m benchmarks.open_loop`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def episode_returns(options: OpenLoop) -> Callable[[np.ndarray], jax.Array]:
 
 
 def search(options: OpenLoop) -> Iterator[float]:
-    """The best return so far after each iteration: elites are kept, the rest drawn anew around them."""
+    """The best return so far after each iteration: elites are kept, the rest sampled around them."""
     pay, rng = episode_returns(options), np.random.default_rng(options.seed)
     shape = (math.ceil(options.steps / options.hold), 6)
     mean, deviation, elites = np.zeros(shape), np.full(shape, 0.5), np.zeros((0, *shape))

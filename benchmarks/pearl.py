@@ -26,7 +26,7 @@ class Sizes:
 
 
 def random_transitions(key: jax.Array, count: int) -> Transition:
-    """Transitions of no environment."""
+    """Return random transitions, from no environment."""
     keys = jax.random.split(key, 4)
     obs, next_obs = (jax.random.normal(k, (count, Sizes.observation_size)) for k in keys[:2])
     action = jnp.tanh(jax.random.normal(keys[2], (count, Sizes.action_size)))
@@ -56,7 +56,7 @@ def gradient_steps(config: PEARLConfig, drawn: bool) -> Program:
 
 
 def epoch(config: PEARLConfig) -> Program:
-    """An epoch on ML2 of 20 task draws."""
+    """Return an epoch on ML2 that samples 20 tasks."""
     learner = PEARL(Locomotion("auto"), DRAWS, TASKS, config)
     state = jax.jit(functools.partial(filled_state, learner))(jax.random.key(0))
     tasks = ml2().tasks

@@ -1,4 +1,4 @@
-"""How oracles of PEARL learn under other settings, side by side: `python -m benchmarks.pearl_learning quick layer-norm`.
+"""Learning curves of PEARL's oracles under several recipes: `python -m benchmarks.pearl_learning quick layer-norm`.
 
 Recipes that differ in floats alone, their seeds and bodies are rows of one program. All recipes' programs are compiled at the
 same time and then take turns, an epoch each, until the epochs or the seconds are over; rows of the CSV are there at once.
@@ -184,7 +184,7 @@ class Program:
         self._epoch = epoch.lower(self.keys, state, rows.config, rows.tasks).compile()
 
     def start(self) -> Any:
-        """Prepared learners."""
+        """Return fresh learners with prefilled replay."""
         return self._start(self.keys, self.rows.config, self.rows.tasks)
 
     def epoch(self, number: int, state: Any) -> tuple[Any, dict[str, np.ndarray]]:
@@ -205,7 +205,7 @@ class Program:
         learner = self._learner(config)
         train_key, test_key = jax.random.split(key)
         state, metrics = learner.train_epoch(train_key, state, tasks, self._weights)
-        probe = learner.snapshot(state)
+        probe = learner.without_replay(state)
         test = jax.vmap(lambda k, task: self._test(learner, k, probe, task))
         repeat = jax.vmap(lambda k: test(jax.random.split(k), tasks))
         before, after, mean, var = repeat(jax.random.split(test_key, self._repeats))
@@ -217,7 +217,7 @@ class Program:
         }  # fmt: skip
 
     def _test(self, learner: PEARL, key: jax.Array, state: Any, task: Any) -> Any:
-        """Returns of exploring and of acting on what was learned by it, and mean and variance of that belief."""
+        """Return returns of exploration and after adaptation, and the belief's mean and variance."""
         explore_key, test_key = jax.random.split(key)
         policy, experience = learner.adapt(explore_key, state, task, 2)
         returns = collect_policy_episodes(learner, policy, task, test_key, 1).returns

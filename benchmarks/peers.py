@@ -1,4 +1,4 @@
-"""Environment steps of others, and ours, on the half-cheetah: random actions, no policy; those that install here."""
+"""Environment steps of other libraries and this one on the half-cheetah, with random actions and no policy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scanned(step: Callable[..., Any], start: Any, environments: int, length: int
 
 
 def ours(physics: str, environments: int, length: int) -> Program:
-    """The environment of this library."""
+    """Return this library's environment."""
     from tamherd_jax.envs import body_environment
 
     environment = body_environment(BODIES[CHEETAH])(physics)
@@ -43,7 +43,7 @@ def ours(physics: str, environments: int, length: int) -> Program:
 
 
 def brax(backend: str, environments: int, length: int) -> Program:
-    """Brax's environment as shipped."""
+    """Return Brax's environment as shipped."""
     with contextlib.redirect_stdout(io.StringIO()):
         from brax import envs
 

@@ -128,7 +128,7 @@ def test(algorithm: str, sizes: Sizes) -> Traceable:
     learner, tasks = make_learner(algorithm, sizes), ml2().tasks
     key, state = _key_and_state(learner)
     if algorithm == "pearl":
-        state = jax.eval_shape(learner.snapshot, state)
+        state = jax.eval_shape(learner.without_replay, state)
 
     def tested(key: jax.Array, states: Any, member: jax.Array) -> Any:
         return meta_test(learner, key, states, member, tasks, 2, 2)

@@ -1,4 +1,4 @@
-"""Figures of others whose code no longer installs beside ours: constants, with what is known of where they were taken."""
+"""Published figures of code that no longer installs beside this library, with what is known of the machine."""
 
 from benchmarks.cases import Quoted
 

@@ -12,7 +12,7 @@ from benchmarks.cases import Case, Mode, Quoted
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """A module of this package and what it measures; `alone` where it is a program of its own."""
+    """A module of this package and what it measures; `alone` where it runs only by its own name."""
 
     name: str
     summary: str

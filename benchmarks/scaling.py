@@ -72,12 +72,12 @@ class Worker:
         return Child(*json.loads(line))
 
     def close(self) -> None:
-        """End the child."""
+        """Stop the child process."""
         self._process.communicate()
 
 
 def cases(mode: Mode) -> list[Case]:
-    """Learners in one call, then a fixed number of learners over CPU devices, with the physics that no lock serialises."""
+    """Learners in one call, then a fixed number of learners over CPU devices, on `planar` physics, which holds no lock."""
     size = mode.pick((4, 2, 5), (4, 5, 20), (4, 5, 20), (20, 10, 100))
     counts = mode.pick((2,), (1, 10), (1, 10, 100), (1, 10, 100, 1000))
     physics = mode.pick("planar", "auto", "auto")
@@ -103,7 +103,7 @@ def cases(mode: Mode) -> list[Case]:
 
 
 def main() -> None:
-    """The child."""
+    """Run the child process: an epoch for each line on standard input."""
     from benchmarks.measure import resident_memory
 
     devices, learners, *size = (int(x) for x in sys.argv[1:])

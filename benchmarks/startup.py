@@ -1,4 +1,4 @@
-"""What a person waits for: importing, the help, the first progress line of `tamherd run`, and its first epoch's line.
+"""Start-up times: importing, the help, the first progress line of `tamherd run`, and its first epoch's line.
 
 Each start is a process of its own. A cold one compiles all its programs; a warm one finds them in the compilation cache.
 """
@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "tamherd_jax.cli")
 
 
 def finished(command: Sequence[str]) -> Child:
-    """A process from its start to its end.
+    """Run a process to its end; return what it took.
 
     Raises:
       RuntimeError: it failed.
@@ -36,7 +36,7 @@ def finished(command: Sequence[str]) -> Child:
 
 
 def ended(process: subprocess.Popen[str]) -> int:
-    """Kill a process; the bytes it held at most."""
+    """Kill a process; return its peak memory in bytes."""
     process.kill()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -70,7 +70,7 @@ class Launch:
         return Child(times[0])
 
     def epoch_line(self) -> Child:
-        """That of the start before."""
+        """Return the time to the first epoch's line of the latest start."""
         return self._epoch
 
 

@@ -1,4 +1,4 @@
-"""What is told of repeated timings, and when two of them differ."""
+"""Statistics of repeated timings, and when two of them differ."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def measure_suite(selected: Sequence[Benchmark], names: Sequence[str], mode: Mod
 
 
 def complete(document: dict[str, Any], start: float) -> None:
-    """What is known at the end of a run only."""
+    """Add what is known only at the end of a run."""
     rates = {row["case"]: row["rate"] for row in document["rows"] if row["benchmark"] == "machine" and "rate" in row}
     seconds = round(time.perf_counter() - start, 1)
     document |= {"ceilings": rates, "seconds": seconds, "load_after": machine.load()}

@@ -28,7 +28,7 @@ class Repeated:
         self.experiment = Experiment(config)
 
     def run(self) -> int:
-        """A whole run; the environment steps it took."""
+        """Run a whole experiment; return its environment steps."""
         self.experiment.restart()
         return sum(event.steps for event in self.experiment.run())
 

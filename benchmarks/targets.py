@@ -1,4 +1,4 @@
-"""Targets that are not there: lowering for NVIDIA GPUs and TPUs on a machine that has neither."""
+"""Lowering without the target device: for NVIDIA GPUs and TPUs on a machine that has neither."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ device_description_str: "{GPU_KIND}"
 
 @contextlib.contextmanager
 def lowering_for(platform: str, kind: str = GPU_KIND) -> Iterator[AbstractMesh]:
-    """Trace and lower within this context; yields a mesh of one device that is not there.
+    """Trace and lower within this context; yields a mesh of one device of the target.
 
     From JAX 0.11 on, Pallas asks for which GPU it lowers; before, and for a TPU, nothing is needed.
     """

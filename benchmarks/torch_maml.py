@@ -35,7 +35,7 @@ class Policy(torch.nn.Module):
 
 
 class TorchMAML:
-    """One meta-batch of random data, both sides of the adaptation; one inner step of size 0.1."""
+    """One meta-batch of random data, before and after adaptation; one inner step of size 0.1."""
 
     def __init__(self, tasks: int, episodes: int, steps: int, observations: int, actions: int):
         torch.manual_seed(0)

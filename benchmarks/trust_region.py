@@ -19,7 +19,7 @@ from benchmarks.cases import Call, Case, Mode, Program, Quoted
 from benchmarks.quoted import METAWORLD_ALGORITHMS
 from tamherd_jax.distributions import gaussian_log_prob
 from tamherd_jax.maml import MAML, MAMLConfig, gauss_newton, trpo_step
-from tamherd_jax.maml.learner import Batch
+from tamherd_jax.maml.learner import TaskBatch
 
 OBSERVATIONS, ACTIONS = 17, 6
 
@@ -30,16 +30,16 @@ class Sizes:
     observation_size, action_size = OBSERVATIONS, ACTIONS
 
 
-def random_batch(key: jax.Array, tasks: int, episodes: int, steps: int) -> Batch:
+def random_batch(key: jax.Array, tasks: int, episodes: int, steps: int) -> TaskBatch:
     """Steps of a meta-batch, all valid."""
     keys, shape = jax.random.split(key, 3), (tasks, episodes, steps)
     obs = jax.random.normal(keys[0], (*shape, OBSERVATIONS))
     actions = jax.random.normal(keys[1], (*shape, ACTIONS))
-    return Batch(obs, actions, jnp.zeros(shape), jax.random.normal(keys[2], shape), jnp.ones(shape))
+    return TaskBatch(obs, actions, jnp.zeros(shape), jax.random.normal(keys[2], shape), jnp.ones(shape))
 
 
 class Problem:
-    """A learner and data of both sides of the adaptation."""
+    """A learner, and data from before and after adaptation."""
 
     def __init__(self, tasks: int, episodes: int, steps: int, first_order: bool = False):
         config = MAMLConfig(episodes_per_task=episodes, horizon=steps, first_order=first_order)
@@ -47,17 +47,17 @@ class Problem:
         self.params = jax.jit(self.learner.init)(jax.random.key(0)).params
         self.support, self.query = (random_batch(jax.random.key(i), tasks, episodes, steps) for i in (1, 2))
 
-    def outputs(self, params: Any, support: Batch, query: Batch) -> Any:
+    def outputs(self, params: Any, support: TaskBatch, query: TaskBatch) -> Any:
         """Distributions of every task's adapted policy."""
         adapted = jax.vmap(self.learner._adapt, in_axes=(None, 0))(params, support)
         with jax.default_matmul_precision("highest"):
             return jax.vmap(self.learner.distribution)(adapted, query.obs)
 
-    def loss(self, params: Any, support: Batch, query: Batch) -> jax.Array:
+    def loss(self, params: Any, support: TaskBatch, query: TaskBatch) -> jax.Array:
         """Outer loss."""
         return -jnp.mean(gaussian_log_prob(query.actions, *self.outputs(params, support, query)) * query.advantages)
 
-    def curvature(self, params: Any, support: Batch, query: Batch) -> Any:
+    def curvature(self, params: Any, support: TaskBatch, query: TaskBatch) -> Any:
         """One product, its linearisation included."""
 
         def metric(old: Any, tangent: Any) -> Any:
@@ -65,7 +65,7 @@ class Problem:
 
         return gauss_newton(lambda theta: self.outputs(theta, support, query), params, metric)[2](params)
 
-    def general_step(self, params: Any, support: Batch, query: Batch) -> Any:
+    def general_step(self, params: Any, support: TaskBatch, query: TaskBatch) -> Any:
         """The trust-region step by automatic differentiation of `[M, R, T, ...]` arrays, all tasks at once."""
         rows = self.learner._outer_problem(support, query)
         shape = query.valid.shape

@@ -76,12 +76,12 @@ class TaskEnv(Protocol):
 
     @property
     def observation_size(self) -> int:
-        """O."""
+        """O, length of an observation."""
         ...
 
     @property
     def action_size(self) -> int:
-        """A."""
+        """A, length of an action."""
         ...
 
     @property
@@ -207,7 +207,7 @@ class TunableLearner(Protocol):
 class ReplayLearner(Protocol):
     """Further functions of a `MetaLearner` with stored experience; ask with `isinstance`.
 
-    Its states are large: donate them to `train_epoch`, and keep only what `snapshot` returns for probing and adapting.
+    Its states are large: donate them to `train_epoch`, and keep only what `without_replay` returns for probing and adapting.
     """
 
     @property
@@ -223,7 +223,7 @@ class ReplayLearner(Protocol):
         """In place of `prefill`: copy `other`'s experience of the tasks with a positive weight in `weights` `[N]`."""
         ...
 
-    def snapshot(self, state: PyTree) -> PyTree:
+    def without_replay(self, state: PyTree) -> PyTree:
         """Return the part of a state, or of a batch of them, that `probe` and `adapt` need: the same tree, None elsewhere."""
         ...
 

@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig, gauss_newton, trpo_step
-from tamherd_jax.maml.learner import Batch
+from tamherd_jax.maml.learner import TaskBatch
 from tamherd_jax.maml.over_tasks import map_tasks, sum_tasks
 
 pytestmark = pytest.mark.usefixtures("strict_ranks", "float64")
@@ -42,7 +42,7 @@ def random_batch(rng):
     valid = np.ones(shape)
     valid[0, 1, 3:] = valid[2, 0, 1:] = 0.0
     columns = (rng.normal(size=(*shape, OBS)), rng.normal(size=(*shape, ACTIONS)), rng.normal(size=shape) - 5.0)
-    return Batch(*map(jnp.asarray, columns), jnp.asarray(rng.normal(size=shape)), jnp.asarray(valid))
+    return TaskBatch(*map(jnp.asarray, columns), jnp.asarray(rng.normal(size=shape)), jnp.asarray(valid))
 
 
 def problem(**changes):

@@ -121,8 +121,8 @@ def test_a_loaded_herd_is_the_saved_one_to_the_bit(herd, saved):
 def test_a_run_saves_the_herds_that_are_sound(finished_toy, tmp_path, monkeypatch):
     write_herds(finished_toy.plan, finished_toy.state, tmp_path)
     assert sorted(path.name for path in (tmp_path / "herd").iterdir()) == ["seed-0", "seed-1"]
-    failed = dataclasses.replace(finished_toy.state.partitions["trained"], failures={0: "diverged"})
-    monkeypatch.setitem(finished_toy.state.partitions, "trained", failed)
+    failed = dataclasses.replace(finished_toy.state.clustered["trained"], failures={0: "diverged"})
+    monkeypatch.setitem(finished_toy.state.clustered, "trained", failed)
     write_herds(finished_toy.plan, finished_toy.state, tmp_path / "again")
     assert [path.name for path in (tmp_path / "again" / "herd").iterdir()] == ["seed-1"]
 

@@ -63,11 +63,11 @@ def test_clusters_are_the_modes_and_test_tasks_are_assigned_right(herd_run):
 
 def test_an_impure_cluster_trains_its_member_on_what_is_in_it(herd_run):
     experiment, _, _ = herd_run
-    found = experiment.state.partitions["trained"]
+    found = experiment.state.clustered["trained"]
     labels = found.clusters[0].labels.copy()
     labels[0] = 1  # one draw of a-slow strays into the other cluster
     impure = [dataclasses.replace(found.clusters[0], labels=labels), *found.clusters[1:]]
-    state = RunState(partitions={"trained": dataclasses.replace(found, clusters=impure)})
+    state = RunState(clustered={"trained": dataclasses.replace(found, clusters=impure)})
     weights = member_weights(experiment.plan, state)[0]
     np.testing.assert_allclose(weights, [[1 / 3, 2 / 3, 0, 0], [0.2, 0, 0.4, 0.4]], rtol=1e-6)
 
@@ -109,7 +109,7 @@ def test_a_seed_alone_equals_the_same_seed_among_others(herd_run):
     own = run_curves(alone.plan, alone.state)
     for name, epochs in (("single/after", 4), ("herd/after", 2), ("oracle/after", 2), ("single/train_before", 4)):
         np.testing.assert_array_equal(own[name][0], curves[name][1, :epochs], err_msg=name)
-    ours, theirs = (e.state.partitions["trained"].clusters for e in (alone, experiment))
+    ours, theirs = (e.state.clustered["trained"].clusters for e in (alone, experiment))
     np.testing.assert_array_equal(ours[0].labels, theirs[1].labels)
     np.testing.assert_array_equal(own["herd/member"][0], curves["herd/member"][1, :2])
 

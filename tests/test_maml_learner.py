@@ -9,7 +9,7 @@ from point_mass import PointMass, point_tasks
 
 from tamherd_jax.envs import Locomotion, collect_episodes, systematic_resample, take_tasks
 from tamherd_jax.maml import MAML, MAMLConfig, TRPOConfig
-from tamherd_jax.maml.learner import Batch
+from tamherd_jax.maml.learner import TaskBatch
 
 pytestmark = pytest.mark.usefixtures("strict_ranks")
 SMALL = MAMLConfig(episodes_per_task=3, horizon=5, hidden_sizes=(8,))
@@ -18,7 +18,7 @@ SMALL = MAMLConfig(episodes_per_task=3, horizon=5, hidden_sizes=(8,))
 def random_batch(rng, tasks=2, episodes=3, length=5, obs=1, action=1):
     valid = np.ones((tasks, episodes, length))
     valid[0, 1, 2:] = 0.0
-    return Batch(
+    return TaskBatch(
         obs=jnp.asarray(rng.normal(size=(tasks, episodes, length, obs))),
         actions=jnp.asarray(rng.normal(size=(tasks, episodes, length, action))),
         log_prob=jnp.asarray(rng.normal(size=valid.shape)),
@@ -81,7 +81,7 @@ def test_the_ratios_inner_step_moves_with_theta_as_the_expected_return_does(floa
     advantages = (actions**3 - actions) * np.exp(log_prob) * weights * weights.size  # paid: a^3 - a
     row = {"actions": actions[:, None], "log_prob": log_prob, "advantages": advantages, "valid": np.ones(400)}
     row = {name: jnp.asarray(value)[None] for name, value in row.items()}
-    batch = Batch(obs=jnp.zeros((1, 400, 1)), **row)
+    batch = TaskBatch(obs=jnp.zeros((1, 400, 1)), **row)
     flat, unravel = ravel_pytree(jax.tree.map(lambda p: p.astype(jnp.float64), learner.init(jax.random.key(0)).params))
     names = ["log_std" if "log_std" in str(path) else str(path[-1].key) for path, _ in jax.tree.leaves_with_path(unravel(flat))]
     m, k = names.index("bias"), names.index("log_std")

@@ -14,7 +14,7 @@ from scipy import stats
 from tamherd_jax.envs import Locomotion, collect_autoreset_steps, ml2
 from tamherd_jax.herd.algorithm import meta_test, probe_tasks
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
-from tamherd_jax.pearl import PEARL, Batch, ContextualSAC, PEARLConfig, PEARLPolicy, Transition, losses, posterior
+from tamherd_jax.pearl import PEARL, ContextualSAC, PEARLConfig, PEARLPolicy, ReplayBatch, Transition, losses, posterior
 from tamherd_jax.types import ReplayLearner
 
 OBS, ACTION, TASKS, CONTEXT, BATCH = 3, 2, 2, 5, 6
@@ -52,7 +52,7 @@ def random_batch(seed):
     rng = np.random.default_rng(seed)
     context, data = random_transitions(rng, CONTEXT), random_transitions(rng, BATCH)
     noise = normal(rng, TASKS, SMALL.latent_size), normal(rng, TASKS, BATCH, ACTION), normal(rng, TASKS, BATCH, ACTION)
-    return Batch(context, data, *noise, reward_unit=jnp.asarray(1.7))
+    return ReplayBatch(context, data, *noise, reward_unit=jnp.asarray(1.7))
 
 
 def as_numpy(batch):
@@ -527,7 +527,7 @@ def test_probe_episodes_carry_the_latent_they_were_acted_on():
 
 def test_adaptation_infers_from_all_valid_steps_and_acts_on_the_mean():
     pearl = learner(fence=0.3, config=dataclasses.replace(TINY, deterministic_exploration=False))
-    state = pearl.snapshot(jax.jit(pearl.init)(jax.random.key(0)))
+    state = pearl.without_replay(jax.jit(pearl.init)(jax.random.key(0)))
     policy, episodes = jax.jit(lambda k: pearl.adapt(k, state, GOALS[0], 2))(jax.random.key(2))
     mean, var = pearl.infer(state, episodes)
     seen = pearl.observed(episodes)
@@ -549,7 +549,7 @@ def test_herd_code_runs_on_pearl(ran):
     """The replay protocol, the Fisher embedding of a probe, and the meta-test."""
     pearl, state = ran.pearl, ran.state
     assert isinstance(pearl, ReplayLearner)
-    probe = pearl.snapshot(state)
+    probe = pearl.without_replay(state)
     embedding = Embedding(EmbeddingConfig())
     features, steps = jax.jit(lambda k: probe_tasks(pearl, embedding, k, probe, GOALS, 2))(jax.random.key(1))
     with jax.numpy_rank_promotion("allow"):
@@ -611,7 +611,7 @@ def test_pearl_finds_goals_that_blind_sac_cannot():
         epoch = jax.jit(pearl.train_epoch, donate_argnums=1)
         for i in range(40 if use_context else 15):
             state, _ = epoch(jax.random.fold_in(jax.random.key(2), i), state, goals, weights)
-        members = jax.tree.map(lambda leaf: leaf[None], pearl.snapshot(state))
+        members = jax.tree.map(lambda leaf: leaf[None], pearl.without_replay(state))
         test = jax.jit(lambda k, m, pearl=pearl: meta_test(pearl, k, m, jnp.zeros(6, int), goals, 2, 1))
         results = [test(jax.random.key(100 + i), members) for i in range(5)]
         returns[use_context] = float(np.mean([result.after for result in results]))

@@ -14,7 +14,7 @@ from tamherd_jax import cli
 from tamherd_jax.experiments import presets, runner
 from tamherd_jax.experiments.assignment import assign_test_tasks
 from tamherd_jax.experiments.checkpoints import Checkpoints
-from tamherd_jax.experiments.clustering import trained_partition
+from tamherd_jax.experiments.clustering import cluster_by_trained_probe
 from tamherd_jax.experiments.config import CONTROLS
 from tamherd_jax.experiments.early import upcoming
 from tamherd_jax.experiments.keys import learner_keys
@@ -70,7 +70,7 @@ def test_steps_are_those_of_preparation_and_epochs(whole):
     np.testing.assert_array_equal(curves["oracle/taken"], [members, members])
     # A task that two members train on is prefilled for both of them.
     for arm, before in (("herd", single[0] + embedding), ("untrained-probe", embedding)):
-        partition = experiment.plan.arms[arm].partition
+        partition = experiment.plan.arms[arm].clustered
         prefilled = 15 * np.sum(member_weights(experiment.plan, experiment.state, partition) > 0, axis=(1, 2))
         np.testing.assert_array_equal(curves[f"{arm}/taken"], before + prefilled[:, None] + members - 60)
         np.testing.assert_array_equal(curves[f"{arm}/budget"], before + prefilled.max() + members - 60)
@@ -94,7 +94,7 @@ def test_probe_and_test_states_hold_no_replay(whole):
     experiment, *_ = whole
     state = experiment.state.learners["single"]
     assert experiment.state.probe.full is None
-    assert experiment.plan.learner.snapshot(state).encoder is None
+    assert experiment.plan.learner.without_replay(state).encoder is None
     assert state.full.experience.reward.shape == (2, 1, 4, 300)
     assert not any("full" in name or "encoder/size" in name for name in float_arrays(experiment.plan))
     count = jax.tree.map(lambda leaf: leaf, state.train.optimizers.actor[0].count)
@@ -141,17 +141,17 @@ def test_random_assignment_is_random_in_every_repeat_and_epoch(whole):
 
 def test_oracle_assignment_gives_a_task_to_the_member_trained_on_its_mode(whole):
     experiment, *_ = whole
-    plan, found = experiment.plan, experiment.state.partitions["trained"]
+    plan, found = experiment.plan, experiment.state.clustered["trained"]
     # The second member trained on the upper goals but for one draw of a lower one, the first on the rest.
     clusters = [Clusters(np.array([1, 1, 1, 1, 1, 0, 0, 0]), 2, {"silhouette": {}})] * 2
-    state = RunState(partitions={"trained": dataclasses.replace(found, clusters=clusters)})
+    state = RunState(clustered={"trained": dataclasses.replace(found, clusters=clusters)})
     assigned = assign_test_tasks(plan, experiment.programs, state, plan.arms["oracle-assignment"], 1)
     np.testing.assert_array_equal(assigned.learner, [[1] * 8 + [0] * 8] * 2)
 
 
 def test_random_clusters_are_equal_shares_unlike_in_every_seed(whole):
     experiment, *_ = whole
-    found = experiment.state.partitions
+    found = experiment.state.clustered
     labels = [c.labels for c in found["random"].clusters]
     assert [row.sum() for row in labels] == [4, 4]
     assert (labels[0] != labels[1]).any()
@@ -160,10 +160,10 @@ def test_random_clusters_are_equal_shares_unlike_in_every_seed(whole):
 
 def test_the_untrained_probe_is_the_single_learner_before_its_first_epoch(whole):
     experiment, *_ = whole
-    plan, found = experiment.plan, experiment.state.partitions
+    plan, found = experiment.plan, experiment.state.clustered
     probe = found["untrained"].probe
     key = learner_keys(plan.seeds, "single", 1)[1, 0]
-    expected = jax.jit(lambda k: plan.learner.snapshot(init_learner(plan, k)))(key)
+    expected = jax.jit(lambda k: plan.learner.without_replay(init_learner(plan, k)))(key)
     jax.tree.map(lambda ours, theirs: np.testing.assert_array_equal(ours[1], theirs), probe, expected)
     assert not np.array_equal(found["untrained"].embedded.gram, found["trained"].embedded.gram)
 
@@ -210,7 +210,7 @@ def test_a_learner_that_goes_nonfinite_is_frozen_without_its_replay_and_harms_no
     """The herd of seed 1 loses its first member after its first epoch; the others' second is that of the whole run."""
     experiment, *_ = whole
     plan, programs, curves = experiment.plan, experiment.programs, experiment.curves
-    arms, state = [plan.arms["oracle"], plan.arms["herd"]], RunState(partitions=experiment.state.partitions)
+    arms, state = [plan.arms["oracle"], plan.arms["herd"]], RunState(clustered=experiment.state.clustered)
     train_arms(plan, programs, state, arms, np.array([1]))
     finite = state.learners["herd"]
     encoder = jax.tree.map(lambda leaf: leaf.at[1, 0].set(jnp.nan), finite.train.params.encoder)
@@ -257,7 +257,7 @@ def test_every_embedding_goes_through_clusters_and_assignment(embedding):
     experiment = pearl_experiment(embedding=embedding, controls=(), test_repeats=2)
     plan, programs, state = experiment.plan, experiment.programs, experiment.state
     state.probe = untrained_probe(plan, programs, state)
-    found = state.partitions["trained"] = trained_partition(plan, programs, state)
+    found = state.clustered["trained"] = cluster_by_trained_probe(plan, programs, state)
     assert not found.failures
     gram = np.asarray(found.embedded.gram)
     assert gram.shape == (2, 8, 8)

@@ -144,7 +144,7 @@ def test_rows_are_single_runs_to_the_bit_of_as_many_programs(swept):
     for arm, curves in alone.curves.items():
         jax.tree.map(np.testing.assert_array_equal, curves.stacked(), mine.curves[arm].stacked())
     jax.tree.map(np.testing.assert_array_equal, alone.learners, mine.learners)
-    for one, other in zip(alone.partitions["trained"].clusters, mine.partitions["trained"].clusters, strict=True):
+    for one, other in zip(alone.clustered["trained"].clusters, mine.clustered["trained"].clusters, strict=True):
         np.testing.assert_array_equal(one.labels, other.labels)
 
 

@@ -40,7 +40,7 @@ def toy_experiment(config=None, seeds=2, own_seeds=None, **options):
 def untrained_herd(learner, task_set):
     """A herd of two fresh members on clusters by hand, without a run."""
     state = jax.jit(learner.init)(jax.random.key(0))
-    state = learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
+    state = learner.without_replay(state) if isinstance(learner, ReplayLearner) else state
     members = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf.astype(leaf.dtype)]).astype(leaf.dtype), state)
     embedding = Embedding(EmbeddingConfig())
     tasks, _ = stratified_tasks(task_set.tasks, 4)

@@ -58,7 +58,7 @@ class Embed:
 
 
 def embed(options: Embed) -> None:
-    """`tamherd embed`."""
+    """Run `tamherd embed`; return the exit status."""
     use_compilation_cache(options.compilation_cache)
     console = new_console()
     with mistakes_of_the_user():
@@ -108,7 +108,7 @@ def fresh_config(options: Embed) -> Any:
 
 
 def embedding_configs(options: Embed, config: Any) -> dict[str, Any]:
-    """Name -> `EmbeddingConfig` of what is to be computed.
+    """Return the embeddings to compute, by name.
 
     Raises:
       ValueError: a name or number is impossible.
@@ -130,7 +130,7 @@ def embedding_configs(options: Embed, config: Any) -> dict[str, Any]:
 
 
 def stored(options: Embed, config: Any, configs: dict[str, Any]) -> Any:
-    """Arrays, rows and names of tasks from the run's own embeddings.npz where it holds what is asked for, else None."""
+    """Return arrays, rows and names of tasks from the run's own embeddings.npz where it holds what is asked for, else None."""
     import numpy as np
 
     from tamherd_jax.experiments.results import read_run
@@ -157,7 +157,7 @@ def stored(options: Embed, config: Any, configs: dict[str, Any]) -> Any:
 
 
 def computed(options: Embed, config: Any, configs: dict[str, Any], directory: Path, console: Any) -> Any:
-    """Arrays, rows and names of tasks from probes that are read or trained."""
+    """Return arrays, rows and names of tasks from probes that are read or trained."""
     import jax
     import numpy as np
 
@@ -272,7 +272,7 @@ def write(directory: Path, config: Any, task_names: Any, arrays: dict[str, Any],
 
 
 def quality_table(rows: list[dict[str, Any]]) -> Any:
-    """Agreement with the bodies that the clusters do not know of."""
+    """Return the table of how well clusters agree with the bodies, which clustering never sees."""
     headings = ("K", "Rand\nbodies", "Rand\ntasks", "purity", "reward\nguard", "assigned\nright", "least\nconfidence")
     table = _table("Clusters of training tasks, and assignment of test probes", headings)
     for row in rows:
@@ -292,7 +292,7 @@ def quality_table(rows: list[dict[str, Any]]) -> Any:
 
 
 def scores_table(rows: list[dict[str, Any]]) -> Any:
-    """Scores of the numbers of clusters that were looked at."""
+    """Return the table of scores of every number of clusters tried."""
     ks = sorted({int(k) for row in rows for values in row["scores"].values() for k in values})
     table = _table("Scores by number of clusters", ("score", *map(str, ks)))
     for row in rows:

@@ -1,4 +1,4 @@
-"""`tamherd evaluate`: a trained herd meets a task."""
+"""`tamherd evaluate`: assign a task to a member of a trained herd, and adapt it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Evaluate(HerdOptions):
 
 
 def evaluate(options: Evaluate) -> None:
-    """`tamherd evaluate`.
+    """Run `tamherd evaluate`; return the exit status.
 
     Raises:
       UserError: there is no such herd or task, or no such number of episodes.
@@ -50,7 +50,7 @@ def evaluate(options: Evaluate) -> None:
 
 
 def describe(herd: Any, task_set: Any, task: str, adapted: Any) -> list[str]:
-    """What was done, a line each."""
+    """Return what was done, a line each."""
     assignment = adapted.assignment
     shares = zip(herd.task_set.task_names, herd.member_tasks[adapted.member], strict=True)
     learnt = ", ".join(f"{name} {share:.0%}" for name, share in shares if share > 0)

@@ -20,7 +20,7 @@ class Report:
 
 
 def report(options: Report) -> None:
-    """`tamherd report`."""
+    """Run `tamherd report`; return the exit status."""
     from tamherd_jax.commands.sweep import show_sweep_report
 
     console = new_console(highlight=False)
@@ -29,7 +29,7 @@ def report(options: Report) -> None:
 
 
 def show_report(directory: Path, console: Any) -> Path:
-    """Print a run's tables and write its report; the page's path.
+    """Print a run's tables and write its report; return the page's path.
 
     Raises:
       UserError: if the directory does not hold a finished run, or cannot be written.

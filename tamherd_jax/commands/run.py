@@ -303,7 +303,7 @@ def train(
 
 @contextlib.contextmanager
 def closing(checkpoints: Checkpoints, directory: Path, resume_advice: str) -> Iterator[None]:
-    """Wait for the last checkpoint, also when training fails; say how to go on when the disk does."""
+    """Wait for the last checkpoint to be written, also when training fails; where the disk fails, say how to resume."""
     try:
         try:
             yield

@@ -13,7 +13,7 @@ from tamherd_jax.commands.options import option
 
 @dataclasses.dataclass(frozen=True)
 class HerdOptions:
-    """Which herd meets which task."""
+    """A trained herd, a task for it, and the seed."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="HERD")]
     """A run directory, the directory of one saved herd, or a trained herd that comes with the package, such as ml2-maml."""

@@ -21,7 +21,7 @@ class View(HerdOptions):
 
 
 def view(options: View) -> None:
-    """`tamherd view`.
+    """Run `tamherd view`; return the exit status.
 
     Raises:
       UserError: there is no such herd or task, or the page cannot be written.

@@ -121,14 +121,14 @@ class TaskedEnv(Env):
 
     @functools.cached_property
     def observation_size(self) -> int:
-        """O, found without running the environment."""
+        """O, length of an observation, found without running the environment."""
         state: PyTree = jax.eval_shape(self._env.reset, jax.random.key(0))
         self._check_state(state)
         return int(state.obs.shape[-1])
 
     @property
     def action_size(self) -> int:
-        """A."""
+        """A, length of an action."""
         return self._env.action_size
 
     @property
@@ -247,12 +247,12 @@ class MixedEnv(Env):
 
     @functools.cached_property
     def observation_size(self) -> int:
-        """The largest O."""
+        """O, length of the longest observation of all environments."""
         return max(int(env.observation_size) for env in self._envs)
 
     @functools.cached_property
     def action_size(self) -> int:
-        """The largest A."""
+        """A, length of the longest action of all environments."""
         return max(int(env.action_size) for env in self._envs)
 
     @property

@@ -108,17 +108,17 @@ class GymnasiumEnv(Env):
 
     @property
     def observation_size(self) -> int:
-        """O."""
+        """O, length of an observation."""
         return self._observation_size
 
     @property
     def action_size(self) -> int:
-        """A."""
+        """A, length of an action."""
         return self._action_size
 
     @property
     def backend(self) -> str:
-        """`gymnasium`."""
+        """Name of the physics: `gymnasium`."""
         return "gymnasium"
 
 

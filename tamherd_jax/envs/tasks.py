@@ -55,7 +55,7 @@ class TaskSet:
     modes: np.ndarray
 
     def __len__(self) -> int:
-        """N."""
+        """N, number of tasks."""
         return len(self.task_names)
 
     def index(self, task_name: str) -> int:

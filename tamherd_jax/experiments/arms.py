@@ -1,4 +1,4 @@
-"""The arms of an experiment as data: which learners train on which tasks, and which learner meets which test task."""
+"""The arms of an experiment as data: which learners train on which tasks, and which learner is tested on which task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBE, EMBEDDINGS, MEMBERS, SINGLE = STAGES = ("probe", "embeddings", "herd and 
 
 Weights = Literal["all", "modes", "clusters"]
 Assignment = Literal["only", "mode", "nearest", "random", "majority"]
-PartitionName = Literal["trained", "random", "untrained"]
+ClusteredName = Literal["trained", "random", "untrained"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Arm:
       stages: In which it trains and is tested.
       learner: The `MetaLearner` that trains; for a grouped arm the one of as many members as there can be.
       size: A, learners of a seed.
-      weights: What its learners train on: `all` tasks, the `modes` of the task set, one each, or the `clusters` of its
-        partition, one each.
+      weights: What its learners train on: `all` tasks, the `modes` of the task set, one each, or its `clusters`,
+        one each.
       assign: Which learner meets a test task: the `only` one, that of the task's `mode`, the member with the `nearest`
         centroid, one at `random`, or the member whose training tasks are in their `majority` of the task's mode.
       explore: Exploration episodes of a meta-test.
       budget: Environment steps that it may take.
-      partition: Which clusters of the training tasks: the `trained` probe's, `random` ones of equal size, or those of an
+      clustered: Which clusters of the training tasks: the `trained` probe's, `random` ones of equal size, or those of an
         `untrained` probe.
       charged: What is charged before its own steps, stages by name.
       copies_replay: Its learners start with the probe's replay of their tasks and collect none before the first epoch.
@@ -53,7 +53,7 @@ class Arm:
     assign: Assignment
     explore: int
     budget: ArmBudget
-    partition: PartitionName = "trained"
+    clustered: ClusteredName = "trained"
     charged: tuple[str, ...] = ()
     copies_replay: bool = False
     grouped: bool = False
@@ -153,11 +153,11 @@ CONTROL_ARMS: Mapping[str, Callable[[Arm, Arm, ArmLearners, Budget], Arm]] = {
     "oracle-assignment": lambda single, herd, learners, budget: dataclasses.replace(
         herd, name="oracle-assignment", assign="majority"
     ),
-    "random-clusters": lambda single, herd, learners, budget: _trained(herd, "random-clusters", partition="random"),
+    "random-clusters": lambda single, herd, learners, budget: _trained(herd, "random-clusters", clustered="random"),
     "untrained-probe": lambda single, herd, learners, budget: _trained(
         herd,
         "untrained-probe",
-        partition="untrained",
+        clustered="untrained",
         budget=budget.untrained_herd,
         charged=(EMBEDDINGS,),
         copies_replay=False,

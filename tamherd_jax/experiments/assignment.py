@@ -1,4 +1,4 @@
-"""Which learner meets which test task: pure functions of plan, state and epoch."""
+"""Which learner is tested on which task: pure functions of plan, state and epoch."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def to_the_mode(plan: Plan, programs: Programs, state: RunState, arm: Arm, epoch
 
 def to_the_majority(plan: Plan, programs: Programs, state: RunState, arm: Arm, epoch: int) -> AssignedTasks:
     """Assign each task to the member whose training tasks are most often of its mode."""
-    of_mode = member_weights(plan, state, arm.partition) @ (plan.task_set.mode_weights() > 0).T.astype(np.float32)
-    exists = np.arange(arm.size) < member_counts(plan, state, arm.partition)[:, None]
+    of_mode = member_weights(plan, state, arm.clustered) @ (plan.task_set.mode_weights() > 0).T.astype(np.float32)
+    exists = np.arange(arm.size) < member_counts(plan, state, arm.clustered)[:, None]
     member = np.where(exists[..., None], of_mode, -1.0).argmax(1)  # [S, modes]
     return AssignedTasks(member[:, plan.task_set.modes[plan.test_task]])
 
@@ -59,13 +59,13 @@ def to_random_members(plan: Plan, programs: Programs, state: RunState, arm: Arm,
     def sample(key: jax.Array, count: jax.Array) -> jax.Array:
         return jax.random.randint(jax.random.fold_in(key, epoch), plan.test_task.shape, 0, count)
 
-    counts = jnp.asarray(member_counts(plan, state, arm.partition))
+    counts = jnp.asarray(member_counts(plan, state, arm.clustered))
     return AssignedTasks(jax.vmap(sample)(role_keys(plan.seeds, "random_assignment"), counts))
 
 
 def to_the_nearest(plan: Plan, programs: Programs, state: RunState, arm: Arm, epoch: int) -> AssignedTasks:
     """Assign each task to the member with the nearest centroid, from fresh probe episodes in the task."""
-    found = state.partitions[arm.partition]
+    found = state.clustered[arm.clustered]
     membership = np.stack([np.eye(arm.size, dtype=np.float32)[clusters.labels] for clusters in found.clusters])
     keys = role_keys(plan.seeds, "assign")
     settings = settings_of(plan, 1)

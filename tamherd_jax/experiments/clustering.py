@@ -10,17 +10,17 @@ import numpy as np
 from tamherd_jax.experiments.keys import role_keys
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import Programs, settings_of
-from tamherd_jax.experiments.state import Partition, RunState, member_counts
+from tamherd_jax.experiments.state import ClusteredTasks, RunState, member_counts
 from tamherd_jax.experiments.training import untrained_probe
 from tamherd_jax.herd.clustering import Clusters, cluster
 from tamherd_jax.types import PyTree
 
 
-def embed_and_cluster(plan: Plan, programs: Programs, probe: PyTree) -> Partition:
+def embed_and_cluster(plan: Plan, programs: Programs, probe: PyTree) -> ClusteredTasks:
     """Embed the training tasks with every seed's probe `[S, ...]` and cluster them."""
     embedded = programs.embed(role_keys(plan.seeds, "embed"), probe, settings_of(plan, 1))
     clusters, failures = cluster_seeds(plan, np.asarray(embedded.gram, np.float64))
-    return Partition(probe, embedded, clusters, failures)
+    return ClusteredTasks(probe, embedded, clusters, failures)
 
 
 def cluster_seeds(plan: Plan, grams: np.ndarray) -> tuple[list[Clusters], dict[int, str]]:
@@ -40,34 +40,34 @@ def cluster_seeds(plan: Plan, grams: np.ndarray) -> tuple[list[Clusters], dict[i
     return clusters, failures
 
 
-def complete_partitions(plan: Plan, programs: Programs, state: RunState) -> None:
-    """Add the partitions that controls need to the trained probe's; they follow from it, so that no file keeps them."""
-    for name in {arm.partition for arm in plan.arms.values()} - set(state.partitions):
-        state.partitions[name] = PARTITIONS[name](plan, programs, state)
+def cluster_for_controls(plan: Plan, programs: Programs, state: RunState) -> None:
+    """Cluster the training tasks as the controls have them; this follows from the trained probe, so that no file keeps them."""
+    for name in {arm.clustered for arm in plan.arms.values()} - set(state.clustered):
+        state.clustered[name] = CLUSTERED[name](plan, programs, state)
 
 
-def trained_partition(plan: Plan, programs: Programs, state: RunState) -> Partition:
+def cluster_by_trained_probe(plan: Plan, programs: Programs, state: RunState) -> ClusteredTasks:
     """Return the training tasks as the trained probe sees them."""
     return embed_and_cluster(plan, programs, state.probe)
 
 
-def untrained_partition(plan: Plan, programs: Programs, state: RunState) -> Partition:
+def cluster_by_untrained_probe(plan: Plan, programs: Programs, state: RunState) -> ClusteredTasks:
     """Return the training tasks as the probe saw and clustered them before its first epoch."""
     return embed_and_cluster(plan, programs, untrained_probe(plan, programs, state))
 
 
-def random_partition(plan: Plan, programs: Programs, state: RunState) -> Partition:
+def cluster_at_random(plan: Plan, programs: Programs, state: RunState) -> ClusteredTasks:
     """Return the trained probe's embeddings, in clusters of equal size that are sampled at random."""
-    trained, counts = state.partitions["trained"], member_counts(plan, state)
+    trained, counts = state.clustered["trained"], member_counts(plan, state)
     shares = np.arange(len(plan.embedded_task)) % counts[:, None]
     labels = np.asarray(jax.vmap(jax.random.permutation)(role_keys(plan.seeds, "random_clusters"), shares))
     clusters = [Clusters(row, int(k), {"silhouette": {}}) for row, k in zip(labels.astype(np.int64), counts, strict=True)]
-    return Partition(trained.probe, trained.embedded, clusters, {})
+    return ClusteredTasks(trained.probe, trained.embedded, clusters, {})
 
 
-PARTITIONS: Mapping[str, Callable[[Plan, Programs, RunState], Partition]] = {
-    "trained": trained_partition,
-    "random": random_partition,
-    "untrained": untrained_partition,
+CLUSTERED: Mapping[str, Callable[[Plan, Programs, RunState], ClusteredTasks]] = {
+    "trained": cluster_by_trained_probe,
+    "random": cluster_at_random,
+    "untrained": cluster_by_untrained_probe,
 }
-"""By `Arm.partition`."""
+"""By `Arm.clustered`."""

@@ -85,7 +85,7 @@ def final_plan(plan: Plan) -> Plan:
 
 
 def same_kind(trained: TaskSet, name: str) -> TaskSet:
-    """Return a task set whose tasks a learner of another one can meet.
+    """Return a task set whose tasks a learner of another one can be tested on.
 
     Raises:
       ValueError: There is none of that name, its tasks are others, or its bodies are not the first ones of those trained on.

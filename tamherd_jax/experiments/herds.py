@@ -17,7 +17,7 @@ from tamherd_jax.herd.artefact import EpisodeCounts, Herd
 
 def trained_herd(plan: Plan, state: RunState, index: int) -> Herd:
     """Return the herd of one seed, by its position in `plan.seeds`, once it is trained."""
-    found = state.partitions["trained"]
+    found = state.clustered["trained"]
     members = without_replay(plan.learner, state.learners["herd"])  # a trained herd acts, it does not train
     members = jax.tree.map(lambda leaf: leaf[:, : member_counts(plan, state)[index]], members)
     parts = {"probe": without_replay(plan.learner, state.probe), "members": members, "embedded": found.embedded}

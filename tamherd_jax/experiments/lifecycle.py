@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from tamherd_jax.codec import decode, encode
-from tamherd_jax.experiments.clustering import complete_partitions
+from tamherd_jax.experiments.clustering import cluster_for_controls
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import Facts, Snapshot, apply_snapshot, join_snapshots, take_snapshot
 
@@ -67,7 +67,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory against other processes; the system lets go of it whatever becomes of this one.
+    """Lock a directory against other processes; the system releases the lock even if this process is killed.
 
     Raises:
       ValueError: Another process holds it.
@@ -122,7 +122,7 @@ def gather(experiment: Experiment, whole: Experiment) -> None:
     """Join what the processes recorded into `whole`, an experiment of all seeds; every process must call it at its end."""
     mine = take_snapshot(experiment.plan, experiment.state, learners=False)
     apply_snapshot(whole.plan, whole.state, join_snapshots([_unpack(data) for data in _allgather_bytes(_pack(mine))]))
-    complete_partitions(whole.plan, whole.programs, whole.state)
+    cluster_for_controls(whole.plan, whole.programs, whole.state)
 
 
 def _allgather_bytes(data: bytes) -> list[bytes]:

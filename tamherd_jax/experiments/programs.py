@@ -147,7 +147,7 @@ def init_learner(plan: Plan, key: jax.Array, settings: Numbers = AS_PLANNED) -> 
 
 def without_replay(learner: MetaLearner, state: PyTree) -> PyTree:
     """Return the part of a state, or of a batch of them, that probes, adapts and may become non-finite."""
-    return learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
+    return learner.without_replay(state) if isinstance(learner, ReplayLearner) else state
 
 
 def copy_replay(learner: ReplayLearner, state: PyTree, probe: PyTree, weights: jax.Array) -> PyTree:

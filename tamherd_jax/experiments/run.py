@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tamherd_jax.experiments.arms import EMBEDDINGS, MEMBERS, PROBE, SINGLE, Arm
-from tamherd_jax.experiments.clustering import complete_partitions, trained_partition
+from tamherd_jax.experiments.clustering import cluster_by_trained_probe, cluster_for_controls
 from tamherd_jax.experiments.early import compiled_early
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import Programs, check_memory
@@ -69,7 +69,7 @@ def _stages(plan: Plan, programs: Programs, state: RunState) -> Iterator[Progres
     yield from _train_probes(plan, programs, state)
     if not state.done[EMBEDDINGS]:
         yield _embed_and_cluster(plan, programs, state)
-    complete_partitions(plan, programs, state)
+    cluster_for_controls(plan, programs, state)
     yield from _train_and_test(plan, programs, state, MEMBERS, 0)
     yield from _train_and_test(plan, programs, state, SINGLE, plan.config.single_epochs - plan.epochs(SINGLE))
 
@@ -91,7 +91,7 @@ def _train_probes(plan: Plan, programs: Programs, state: RunState) -> Iterator[P
 
 
 def _embed_and_cluster(plan: Plan, programs: Programs, state: RunState) -> Progress:
-    found = state.partitions["trained"] = trained_partition(plan, programs, state)
+    found = state.clustered["trained"] = cluster_by_trained_probe(plan, programs, state)
     state.done[EMBEDDINGS] = 1
     notes = tuple(f"seed {plan.seeds[index]}: {why}" for index, why in found.failures.items())
     return Progress(EMBEDDINGS, 1, 1, {}, int(np.sum(found.embedded.steps)), plan.budget.embedding * len(plan.seeds), notes)
@@ -103,10 +103,10 @@ def _train_and_test(plan: Plan, programs: Programs, state: RunState, stage: str,
     while state.done[stage] < plan.epochs(stage) and not has_reached(plan, state, stage):
         count = min(plan.config.epochs_per_call, plan.epochs(stage) - state.done[stage])
         epochs = before + state.done[stage] + np.arange(1, count + 1)
-        snapshots = train_arms(plan, programs, state, plan.training_arms(stage), epochs)
+        epoch_states = train_arms(plan, programs, state, plan.training_arms(stage), epochs)
         for index, epoch in enumerate(epochs):
             for arm in arms:
-                meta_test_arm(plan, programs, state, arm, snapshots[arm.source], int(epoch), index)
+                meta_test_arm(plan, programs, state, arm, epoch_states[arm.source], int(epoch), index)
         state.done[stage] += count
         yield _progress(plan, state, stage, count, arms)
 

@@ -14,7 +14,7 @@ from tamherd_jax.experiments.arms import EMBEDDINGS, STAGES
 from tamherd_jax.experiments.curves import ArmCurves
 from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.programs import embedded_shapes, state_shapes, with_axes, without_replay
-from tamherd_jax.experiments.state import Partition, RunState
+from tamherd_jax.experiments.state import ClusteredTasks, RunState
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.replay import ReplayBuffer
@@ -80,7 +80,7 @@ def take_snapshot(plan: Plan, state: RunState, learners: bool = True) -> Snapsho
         if held := _capacities(trimmed):
             rings[name] = tuple(held)
     clusters: tuple[ClusterFacts, ...] = ()
-    if found := state.partitions.get("trained"):
+    if found := state.clustered.get("trained"):
         arrays |= named_arrays("embedded", found.embedded)
         arrays["labels"] = np.stack([np.asarray(c.labels) for c in found.clusters])
         clusters = tuple(_describe_clusters(one, found.failures.get(index)) for index, one in enumerate(found.clusters))
@@ -154,7 +154,7 @@ def apply_snapshot(plan: Plan, state: RunState, snapshot: Snapshot) -> None:
         found = snapshot.facts.clusters
         clusters = [restored_clusters(arrays["labels"][index], entry) for index, entry in enumerate(found)]
         failures = {index: entry.failure for index, entry in enumerate(found) if entry.failure}
-        state.partitions = {"trained": Partition(state.probe, trees["embedded"], clusters, failures)}
+        state.clustered = {"trained": ClusteredTasks(state.probe, trees["embedded"], clusters, failures)}
 
 
 def restored_curves(arrays: dict[str, np.ndarray]) -> dict[str, ArmCurves]:

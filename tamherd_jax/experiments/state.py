@@ -17,7 +17,7 @@ from tamherd_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Partition:
+class ClusteredTasks:
     """Training tasks as a probe saw and clustered them: what members train on and test tasks are assigned by. S seeds.
 
     Attributes:
@@ -41,14 +41,14 @@ class RunState:
       done: Epochs done of each stage.
       learners: By arm that trains, states of its learners, `[S, A, ...]`.
       probe: States `[S, ...]` of the frozen probes; None before the first stage is done.
-      partitions: By name, see `Arm.partition`; empty before tasks are clustered.
+      clustered: By name, see `Arm.clustered`; empty before tasks are clustered.
       curves: By arm, what was recorded.
     """
 
     done: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     learners: dict[str, Any] = dataclasses.field(default_factory=dict)
     probe: PyTree = None
-    partitions: dict[str, Partition] = dataclasses.field(default_factory=dict)
+    clustered: dict[str, ClusteredTasks] = dataclasses.field(default_factory=dict)
     curves: dict[str, ArmCurves] = dataclasses.field(default_factory=dict)
 
     @property
@@ -61,15 +61,15 @@ class RunState:
         return self.curves.setdefault(arm, ArmCurves())
 
 
-def member_counts(plan: Plan, state: RunState, partition: str = "trained") -> np.ndarray:
+def member_counts(plan: Plan, state: RunState, clustered: str = "trained") -> np.ndarray:
     """Return how many members each seed's herd has, `[S]`."""
     max_members = plan.arms["herd"].size
-    return np.array([found.k if plan.grouped else max_members for found in state.partitions[partition].clusters], np.int32)
+    return np.array([found.k if plan.grouped else max_members for found in state.clustered[clustered].clusters], np.int32)
 
 
-def member_weights(plan: Plan, state: RunState, partition: str = "trained") -> np.ndarray:
+def member_weights(plan: Plan, state: RunState, clustered: str = "trained") -> np.ndarray:
     """Return each member's distribution over tasks `[S, K, N]`: the empirical one of its cluster, however impure."""
-    max_members, clusters = plan.arms["herd"].size, state.partitions[partition].clusters
+    max_members, clusters = plan.arms["herd"].size, state.clustered[clustered].clusters
     rows = [membership_weights(found.labels, plan.embedded_task, len(plan.task_set), max_members) for found in clusters]
     return np.stack(rows).astype(np.float32)
 
@@ -78,7 +78,7 @@ def training_weights(plan: Plan, state: RunState, arm: Arm) -> np.ndarray:
     """Return the distributions over training tasks of an arm's learners, `[S, A, N]`."""
     seeds = len(plan.seeds)
     if arm.weights == "clusters":
-        return member_weights(plan, state, arm.partition)
+        return member_weights(plan, state, arm.clustered)
     if arm.weights == "modes":
         return np.tile(plan.task_set.mode_weights(), (seeds, 1, 1))
     return np.ones((seeds, 1, len(plan.task_set)), np.float32)

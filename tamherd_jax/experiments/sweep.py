@@ -20,7 +20,7 @@ from tamherd_jax.experiments.learners import number_names
 from tamherd_jax.experiments.plan import Plan, make_plan
 from tamherd_jax.experiments.programs import state_shapes, without_replay
 from tamherd_jax.experiments.settings import flat_settings, parse_value, unknown_setting, with_settings
-from tamherd_jax.experiments.state import Partition, RunState
+from tamherd_jax.experiments.state import ClusteredTasks, RunState
 from tamherd_jax.experiments.writing import write_results
 
 FORMAT = 1
@@ -269,21 +269,21 @@ def rows_of(plan: Plan, state: RunState, rows: slice) -> RunState:
         return jax.tree.map(lambda leaf: leaf[rows], tree)
 
     start, stop, _ = rows.indices(len(plan.seeds))
-    partitions = {
-        name: Partition(
+    clustered = {
+        name: ClusteredTasks(
             cut(found.probe),
             cut(found.embedded),
             found.clusters[rows],
             {index - start: why for index, why in found.failures.items() if start <= index < stop},
         )
-        for name, found in state.partitions.items()
+        for name, found in state.clustered.items()
     }
     curves = {
         arm: type(own)(**{field.name: cut(getattr(own, field.name)) for field in dataclasses.fields(own)})
         for arm, own in state.curves.items()
     }
     learners = {arm: cut(without_replay(plan.learner, states)) for arm, states in state.learners.items()}
-    return RunState(dict(state.done), learners, cut(state.probe), partitions, curves)
+    return RunState(dict(state.done), learners, cut(state.probe), clustered, curves)
 
 
 def state_bytes(plan: Plan) -> int:

@@ -1,4 +1,4 @@
-"""The meta-test of an arm: every test task meets its learner, explores, adapts and is measured."""
+"""The meta-test of an arm: every test task's learner explores, adapts and is measured."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from tamherd_jax.parallel import one_program
 from tamherd_jax.types import PyTree
 
 
-def meta_test_arm(plan: Plan, programs: Programs, state: RunState, arm: Arm, snapshots: PyTree, epoch: int, index: int) -> None:
+def meta_test_arm(
+    plan: Plan, programs: Programs, state: RunState, arm: Arm, epoch_states: PyTree, epoch: int, index: int
+) -> None:
     """Meta-test an arm and record its returns.
 
     Args:
       plan, programs, state: The experiment.
       arm: The arm.
-      snapshots: States `[S, A, E, ...]` of the learners of the arm's source after each epoch of the last call.
+      epoch_states: States `[S, A, E, ...]` of the learners of the arm's source after each epoch of the last call.
       epoch: Number of the epoch, from 1.
       index: Its place among the last call's.
     """
     assigned = assign_test_tasks(plan, programs, state, arm, epoch)
     # Every test task's learner is picked out here, so that arms of any number of learners share one program.
     seed, learner = np.arange(len(plan.seeds))[:, None], np.asarray(assigned.learner)
-    states = _picked(snapshots, seed, learner, index)
+    states = _picked(epoch_states, seed, learner, index)
     keys, settings = role_keys(plan.seeds, f"test_{arm.role}"), settings_of(plan, 1)
     result = programs.test[arm.explore](keys, np.uint32(epoch), states, settings)
     curves = state.curves_of(arm.name)

@@ -29,12 +29,12 @@ def train_arms(plan: Plan, programs: Programs, state: RunState, arms: Sequence[A
     Returns:
       By arm, the states of its learners without replay after each of the epochs, `[S, A, E, ...]`.
     """
-    snapshots: dict[str, Any] = {}
+    epoch_states: dict[str, Any] = {}
     for _, same in batches([arm for arm in arms if not arm.grouped]):
-        snapshots |= train_together(plan, programs, state, same, epochs)
+        epoch_states |= train_together(plan, programs, state, same, epochs)
     for arm in (arm for arm in arms if arm.grouped):
-        snapshots |= train_grouped(plan, programs, state, arm, epochs)
-    return snapshots
+        epoch_states |= train_grouped(plan, programs, state, arm, epochs)
+    return epoch_states
 
 
 def batches(arms: Sequence[Arm]) -> Iterator[tuple[MetaLearner, list[Arm]]]:
@@ -69,7 +69,7 @@ def train_grouped(plan: Plan, programs: Programs, state: RunState, arm: Arm, epo
     """
     if epochs[0] == 1:
         state.learners[arm.name] = init_arm(plan, programs, state, arm)
-    counts = member_counts(plan, state, arm.partition)
+    counts = member_counts(plan, state, arm.clustered)
     keys, weights = learner_keys(plan.seeds, arm.role, arm.size), training_weights(plan, state, arm)
     states, faults = state.learners.pop(arm.name), learner_faults(plan, state, arm)
     settings = {name: values.reshape(-1, arm.size) for name, values in settings_of(plan, arm.size).items()}
@@ -111,9 +111,9 @@ def train_learners(
         states, prefilled = programs.prefill(keys, states, tasks, weights, settings)
     states, outputs = programs.train[learner](keys, epochs.astype(np.uint32), states, tasks, weights, faults, settings)
     if prefilled is not None:
-        snapshots, metrics, faults = outputs
+        epoch_states, metrics, faults = outputs
         more = {name: _add_to_first(getattr(metrics, name), getattr(prefilled, name)) for name in ("steps", "nonfinite")}
-        outputs = snapshots, dataclasses.replace(metrics, **more), faults
+        outputs = epoch_states, dataclasses.replace(metrics, **more), faults
     return states, outputs
 
 
@@ -159,9 +159,9 @@ def new_faults(plan: Plan, state: RunState, arm: Arm, count: int) -> list[str]:
 
 
 def _hand_out(plan: Plan, state: RunState, arms: Sequence[Arm], states: PyTree, outputs: Outputs) -> dict[str, Any]:
-    """Hand each arm its rows `[S, A, ...]` of states `[L, ...]` and outputs `[L, E, ...]`; return the snapshots."""
-    snapshots, metrics, faults = outputs
-    parts = states, snapshots, jax.tree.map(np.asarray, metrics), np.asarray(faults)
+    """Hand each arm its rows `[S, A, ...]` of states `[L, ...]` and outputs `[L, E, ...]`; return the epoch_states."""
+    epoch_states, metrics, faults = outputs
+    parts = states, epoch_states, jax.tree.map(np.asarray, metrics), np.asarray(faults)
     mine, stop = {}, 0
     for arm in arms:
         start, stop = stop, stop + arm.size
@@ -193,14 +193,14 @@ def _put(whole: PyTree, rows: tuple[np.ndarray, ...], part: PyTree) -> PyTree:
 
 def _untrained(outputs: Outputs, seeds: int, size: int) -> Outputs:
     """Return outputs `[S, A, E, ...]` of untrained learners: no steps, no fault, and NaN for what was not measured."""
-    snapshots, metrics, faults = outputs
+    epoch_states, metrics, faults = outputs
 
     def blank(leaf: Any, value: Any, dtype: Any = None) -> np.ndarray:
         return np.full((seeds, size, *leaf.shape[1:]), value, dtype or leaf.dtype)
 
     unknown = jax.tree.map(lambda leaf: blank(leaf, np.nan, np.float32), metrics)
     nothing = {name: blank(getattr(metrics, name), 0) for name in ("steps", "nonfinite")}
-    states = jax.tree.map(lambda leaf: jnp.zeros((seeds, size, *leaf.shape[1:]), leaf.dtype), snapshots)
+    states = jax.tree.map(lambda leaf: jnp.zeros((seeds, size, *leaf.shape[1:]), leaf.dtype), epoch_states)
     return states, unknown.replace(**nothing), blank(faults, -1)
 
 

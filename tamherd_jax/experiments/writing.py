@@ -69,7 +69,7 @@ def run_curves(plan: Plan, state: RunState) -> dict[str, np.ndarray]:
     curves = {f"{arm}/{name}": array for arm, own in stacked.items() for name, array in own.items()}
     for name, arm in plan.arms.items():
         curves[f"{name}/budget"] = budget_steps(plan, state, arm, stacked[name]["after"].shape[1])
-        first = {PROBE: probe, EMBEDDINGS: state.partitions[arm.partition].embedded.steps}
+        first = {PROBE: probe, EMBEDDINGS: state.clustered[arm.clustered].embedded.steps}
         charged = [np.asarray(first[part]) for part in arm.charged]
         curves[f"{name}/taken"] = taken_steps(stacked[arm.source]["steps"].sum(2), *charged)
     return curves
@@ -88,7 +88,7 @@ def arm_names(plan: Plan) -> tuple[str, ...]:
 
 def embedding_arrays(plan: Plan, state: RunState) -> dict[str, np.ndarray]:
     """Return Gram matrices `[S, D, D]`, cluster labels `[S, D]`, task indices `[D]` and guards of the embedded tasks."""
-    found = state.partitions["trained"]
+    found = state.clustered["trained"]
     return {
         "gram": np.asarray(found.embedded.gram),
         "labels": np.stack([clusters.labels for clusters in found.clusters]),
@@ -169,7 +169,7 @@ def excluded(plan: Plan, state: RunState) -> list[Exclusion]:
                 entries += [Exclusion(seed, herd, None, epoch, f"its probe: {why}") for herd in herds]
     entries += _nonfinite_returns(plan, state, {(entry.seed, entry.arm) for entry in entries})
     for name in (name for name in arm_names(plan) if plan.arms[name].charged):
-        for index, why in sorted(state.partitions[plan.arms[name].partition].failures.items()):
+        for index, why in sorted(state.clustered[plan.arms[name].clustered].failures.items()):
             entries.append(Exclusion(int(plan.seeds[index]), name, None, 0, why))
     return entries
 
@@ -202,7 +202,7 @@ def _finite(value: float) -> float | None:
 
 def cluster_summary(plan: Plan, state: RunState, curves: dict[str, np.ndarray], index: int) -> ClusterSummary:
     """How one seed's tasks were clustered and how test tasks were assigned."""
-    found, task_set, tasks = state.partitions["trained"], plan.task_set, np.asarray(plan.embedded_task)
+    found, task_set, tasks = state.clustered["trained"], plan.task_set, np.asarray(plan.embedded_task)
     clusters = found.clusters[index]
     modes = task_set.modes[tasks]
     share = curves["herd/share"][index, :, :, : clusters.k]  # [E, N, K], of the repeats of a meta-test
@@ -236,7 +236,7 @@ def cluster_summary(plan: Plan, state: RunState, curves: dict[str, np.ndarray], 
 
 def mean_learners(plan: Plan, state: RunState, arm: Arm) -> int:
     """Return how many learners an arm trains a seed; where seeds differ, their mean, rounded."""
-    return round(float(member_counts(plan, state, arm.partition).mean())) if arm.grouped else arm.size
+    return round(float(member_counts(plan, state, arm.clustered).mean())) if arm.grouped else arm.size
 
 
 def ledger(plan: Plan, state: RunState, curves: dict[str, np.ndarray]) -> Ledger:
@@ -251,7 +251,7 @@ def ledger(plan: Plan, state: RunState, curves: dict[str, np.ndarray]) -> Ledger
         },
         taken={
             "probe": probe_steps(plan, curves[f"{plan.probe_arm}/steps"]).astype(int).tolist(),
-            "embedding": np.asarray(state.partitions["trained"].embedded.steps).astype(int).tolist(),
+            "embedding": np.asarray(state.clustered["trained"].embedded.steps).astype(int).tolist(),
             **{arm: curves[f"{arm}/taken"][:, -1].astype(int).tolist() for arm in arm_names(plan)},
         },
         meta_updates={

@@ -1,4 +1,4 @@
-"""A trained herd as a thing of its own: assign a task to a member, adapt that member, save and load all of it.
+"""A trained herd on its own, without its experiment: assign a task to a member, adapt that member, save and load all of it.
 
 On disk a herd is two files, `herd.json` and `arrays.npz`; see `herd.files`.
 """

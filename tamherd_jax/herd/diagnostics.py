@@ -1,4 +1,4 @@
-"""How well clusters and assignments agree with the bodies and tasks that they do not know of, as plain JSON."""
+"""How well clusters and assignments agree with the bodies and tasks, which clustering never sees, as plain JSON."""
 
 from __future__ import annotations
 

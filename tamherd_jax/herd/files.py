@@ -227,7 +227,7 @@ def herd_shapes(learner: MetaLearner, embedding: Embedding, task_set: TaskSet, d
 
     def parts(key: jax.Array) -> dict[str, Any]:
         state = learner.init(key)
-        state = learner.snapshot(state) if isinstance(learner, ReplayLearner) else state
+        state = learner.without_replay(state) if isinstance(learner, ReplayLearner) else state
         tasks, _ = stratified_tasks(task_set.tasks, count)
         herd = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape)), state)
         embedded = embed_training_tasks(learner, embedding, key, state, tasks, document.episodes.embedding)

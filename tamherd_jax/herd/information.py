@@ -21,7 +21,7 @@ RIDGE = 1e-3
 
 
 def information_reward(episodes: Episodes, task: jax.Array, tasks: int, weight: float = 1.0) -> jax.Array:
-    """Compute `r + beta clip(log q(n | s, s', r) + log N', -log N', log N')`, N' the tasks that were drawn.
+    """Compute `r + beta clip(log q(n | s, s', r) + log N', -log N', log N')`, N' the number of sampled tasks.
 
     The reward is among the features because tasks may differ in nothing else. Clipped, a step that looks like another task's
     costs no more than a telling one earns.

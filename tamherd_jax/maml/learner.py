@@ -132,7 +132,7 @@ class MAMLState:
 
 
 @struct.dataclass
-class Batch:
+class TaskBatch:
     """One task's episodes as the losses want them: obs `[R, T, O]`, actions `[R, T, A]`; log_prob of the actions under the
     policy that took them (None where the inner loss does not use it), advantages and valid `[R, T]`.
     """
@@ -261,7 +261,7 @@ class MAML:
         index = systematic_resample(draw_key, weights, self.meta_batch_size)
         drawn = take_tasks(tasks, index)
 
-        def phase(policies: Params, side: tuple[jax.Array, jax.Array]) -> tuple[Params, tuple[Batch, Outcome]]:
+        def phase(policies: Params, side: tuple[jax.Array, jax.Array]) -> tuple[Params, tuple[TaskBatch, Outcome]]:
             """Episodes of every task with its own policy, and the policies that are adapted to the first side's."""
             keys, adapts = side
             episodes = jax.vmap(lambda k, p, task: self._collect(k, p, task, self.config.episodes_per_task))(
@@ -287,7 +287,7 @@ class MAML:
     def _collect(self, key: jax.Array, params: Params, task: PyTree, episodes: int) -> Episodes:
         return collect_episodes(self.env, lambda obs, k: self.act(params, (), obs, k)[0], task, key, episodes, self.horizon)
 
-    def _batch(self, policy: PyTree, value_params: Params, episodes: Episodes) -> Batch:
+    def _batch(self, policy: PyTree, value_params: Params, episodes: Episodes) -> TaskBatch:
         """One task's episodes `[R, T, ...]` by a policy, with advantages from the task's own baseline."""
         c = self.config
         returns = jax.vmap(lambda r: discounted_returns(r, c.discount))(episodes.rewards)
@@ -303,13 +303,13 @@ class MAML:
         if c.inner_loss == "ratio":
             with jax.default_matmul_precision("highest"):  # as in the loss: the ratio starts at 1
                 log_prob = gaussian_log_prob(episodes.actions, *self.distribution(policy, episodes.obs))
-        return Batch(episodes.obs, episodes.actions, log_prob, advantages, episodes.valid)
+        return TaskBatch(episodes.obs, episodes.actions, log_prob, advantages, episodes.valid)
 
-    def _inner_loss(self, params: Params, batch: Batch) -> jax.Array:
+    def _inner_loss(self, params: Params, batch: TaskBatch) -> jax.Array:
         """`-mean_valid log pi(a|s) A`, or of `A pi / pi_old`, over one task's own batch."""
         return self._output_loss(*self.distribution(params, batch.obs), batch)
 
-    def _output_loss(self, mean: jax.Array, log_std: jax.Array, batch: Batch) -> jax.Array:
+    def _output_loss(self, mean: jax.Array, log_std: jax.Array, batch: TaskBatch) -> jax.Array:
         """The inner loss of a policy's outputs `[..., A]` at the batch's observations."""
         log_prob = gaussian_log_prob(batch.actions, mean, log_std)
         if self.config.inner_loss == "likelihood":
@@ -317,7 +317,7 @@ class MAML:
         assert batch.log_prob is not None, "a batch for the ratio has the log-probabilities of the policy that acted"
         return -masked_mean(jnp.exp(log_prob - batch.log_prob) * batch.advantages, batch.valid)
 
-    def _adapt(self, params: Params, batch: Batch) -> Params:
+    def _adapt(self, params: Params, batch: TaskBatch) -> Params:
         c = self.config
         with jax.default_matmul_precision("highest"):
             return adapt(
@@ -325,7 +325,7 @@ class MAML:
             )
 
     def _outer_step(
-        self, params: Params, support: Batch, query: Batch, epoch: jax.Array | int = 0
+        self, params: Params, support: TaskBatch, query: TaskBatch, epoch: jax.Array | int = 0
     ) -> tuple[Params, dict[str, jax.Array]]:
         """Trust-region step on the adapted policies' behaviour on the query batches (leaves `[M, R, T, ...]`)."""
         problem = self._outer_problem(support, query, epoch)
@@ -345,7 +345,7 @@ class MAML:
             "mean_log_std": jnp.mean(params["params"]["log_std"]),
         }
 
-    def _outer_problem(self, support: Batch, query: Batch, epoch: jax.Array | int = 0) -> OuterProblem:
+    def _outer_problem(self, support: TaskBatch, query: TaskBatch, epoch: jax.Array | int = 0) -> OuterProblem:
         """The constrained problem of the outer step, from batches `[M, R, T, ...]`."""
         c = self.config
         support, query = (jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[3:]), batch) for batch in (support, query))
@@ -380,7 +380,7 @@ class MAML:
 
 
 def _metrics(index: jax.Array, tasks: int, before: Outcome, after: Outcome, diagnostics: dict[str, jax.Array]) -> EpochMetrics:
-    """Per-task means of an epoch over the tasks drawn, `index` `[M]`."""
+    """Per-task means of an epoch over the sampled tasks, `index` `[M]`."""
     return EpochMetrics(
         before=mean_by_task(index, jnp.mean(before.returns, axis=1), tasks),
         after=mean_by_task(index, jnp.mean(after.returns, axis=1), tasks),

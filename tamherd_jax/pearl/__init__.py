@@ -4,16 +4,16 @@ from tamherd_jax.pearl.config import PEARLConfig
 from tamherd_jax.pearl.learner import PEARL, PEARLPolicy, PEARLState
 from tamherd_jax.pearl.posterior import kl_from_prior, product_of_gaussians
 from tamherd_jax.pearl.replay import ReplayBuffer, Transition
-from tamherd_jax.pearl.update import Batch, ContextualSAC, Networks, TrainState
+from tamherd_jax.pearl.update import ContextualSAC, Networks, ReplayBatch, TrainState
 
 __all__ = [
     "PEARL",
-    "Batch",
     "ContextualSAC",
     "Networks",
     "PEARLConfig",
     "PEARLPolicy",
     "PEARLState",
+    "ReplayBatch",
     "ReplayBuffer",
     "TrainState",
     "Transition",

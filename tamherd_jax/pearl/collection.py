@@ -101,7 +101,7 @@ class Collector:
         return prior, self._collect(posterior_key, params.actor, task, first, later)
 
     def _beliefs(self, key: jax.Array, encoder: Params, prior: AutoresetSteps, count: int) -> tuple[jax.Array, jax.Array]:
-        """`count` beliefs `[count, Z]` about a task, each from its own context drawn from the draw's prior phase."""
+        """`count` beliefs `[count, Z]` about a task, each from its own context sampled from the prior phase."""
         steps, valid = replay.to_transitions(self.observed(prior))
         ring = replay.init(self.example(), 1, valid.size)
         ring = replay.add(ring, steps, jnp.zeros(valid.size, jnp.int32), valid)

@@ -110,5 +110,5 @@ class PEARLConfig:
 
     @property
     def encoder_capacity(self) -> int:
-        """Transitions of each task in the encoder buffer, which every draw of the task empties."""
+        """Transitions of each task in the encoder buffer, which is emptied whenever the task is sampled."""
         return max(self.initial_steps, self.prior_steps)

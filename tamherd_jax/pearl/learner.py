@@ -16,7 +16,7 @@ from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.collection import Collector, PEARLPolicy
 from tamherd_jax.pearl.config import PEARLConfig
 from tamherd_jax.pearl.replay import ReplayBuffer
-from tamherd_jax.pearl.update import Batch, ContextualSAC, TrainState
+from tamherd_jax.pearl.update import ContextualSAC, ReplayBatch, TrainState
 from tamherd_jax.types import Episodes, EpochMetrics, Params, PyTree, TaskEnv
 
 _MIN_REWARD_UNIT = 1e-6  # rewards may all be 0 at first
@@ -29,8 +29,8 @@ class PEARLState:
 
     Attributes:
       train: parameters and optimisers.
-      full: replay of every transition, N rings of `replay_capacity`; None in a snapshot.
-      encoder: replay of the latest prior-phase transitions, from which contexts are drawn; None in a snapshot.
+      full: replay of every transition, N rings of `replay_capacity`; None without it.
+      encoder: replay of the latest prior-phase transitions, from which contexts are drawn; None without it.
     """
 
     train: TrainState
@@ -41,7 +41,8 @@ class PEARLState:
 class PEARL:
     """Probabilistic embeddings for actor-critic meta-RL (Rakelly et al. 2019; oyster).
 
-    Beyond the `MetaLearner` protocol it has `prefill`, to be called once before the first epoch, `copy_replay` and `snapshot`.
+    Beyond the `MetaLearner` protocol it has `prefill`, to be called once before the first epoch, and the other functions of
+    `ReplayLearner`.
 
     Its `Episodes` have the latent appended to observations, `[..., O + Z]`, and hold the actions before the squashing, so
     that `distribution` at an episode's observations is what its actions were drawn from; `observed` undoes both.
@@ -110,7 +111,7 @@ class PEARL:
         full = replay.init(example, self.tasks, c.replay_capacity)
         return PEARLState(self._sac.init(key), full, replay.init(example, self.tasks, c.encoder_capacity))
 
-    def snapshot(self, state: PEARLState) -> PEARLState:
+    def without_replay(self, state: PEARLState) -> PEARLState:
         """The state without its replay buffers, of which `probe`, `infer` and `adapt` have no need."""
         return dataclasses.replace(state, full=None, encoder=None)
 
@@ -255,7 +256,9 @@ class PEARL:
         held = (jnp.arange(reward.shape[1])[None] < full.size[:, None]) & (weights > 0)[:, None]
         return jnp.sum(jnp.where(held, jnp.abs(reward), 0.0)) / jnp.maximum(jnp.sum(held), 1) + _MIN_REWARD_UNIT
 
-    def _batch(self, key: jax.Array, state: PEARLState, weights: jax.Array, reward_unit: jax.Array | float = 1.0) -> Batch:
+    def _batch(
+        self, key: jax.Array, state: PEARLState, weights: jax.Array, reward_unit: jax.Array | float = 1.0
+    ) -> ReplayBatch:
         """A meta-batch of M tasks drawn with replacement in proportion to `weights` `[N]`."""
         c = self.config
         task_key, context_key, data_key, latent_key, action_key = jax.random.split(key, 5)
@@ -266,7 +269,7 @@ class PEARL:
             keys = jax.random.split(key, c.meta_batch_size)
             return jax.vmap(replay.sample, in_axes=(None, 0, 0, None))(buffer, keys, index, size)
 
-        return Batch(
+        return ReplayBatch(
             context=draw(context_key, state.encoder, c.context_size),
             transitions=draw(data_key, state.full, c.batch_size),
             latent_noise=jax.random.normal(latent_key, (c.meta_batch_size, c.latent_size)),

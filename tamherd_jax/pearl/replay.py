@@ -61,7 +61,7 @@ def init(example: PyTree, tasks: int, capacity: int) -> ReplayBuffer:
 
 
 def add(buffer: ReplayBuffer, transitions: PyTree, task: jax.Array, valid: jax.Array) -> ReplayBuffer:
-    """Append transitions, each to its task's ring, in order; the oldest give way.
+    """Append transitions, each to its task's ring, in order; the oldest are overwritten.
 
     Args:
       buffer: donate it where it is large, or it is copied.

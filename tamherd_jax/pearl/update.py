@@ -48,7 +48,7 @@ class TrainState:
 
 
 @struct.dataclass
-class Batch:
+class ReplayBatch:
     """What a gradient step sees, everything random included. M tasks of C context and B further transitions each.
 
     Attributes:
@@ -125,7 +125,7 @@ class ContextualSAC:
         """`[2, ...]` both Q at `[..., O]`, `[..., A]`, `[..., Z]`."""
         return self._head.value(self._q_outputs(critic, obs, action, latent))
 
-    def step(self, state: TrainState, batch: Batch, policy: bool = True) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(self, state: TrainState, batch: ReplayBatch, policy: bool = True) -> tuple[TrainState, dict[str, jax.Array]]:
         """One gradient step of every network.
 
         Encoder and Q follow the Q loss and the information bottleneck; V and the policy see the latent as a constant. The
@@ -142,7 +142,7 @@ class ContextualSAC:
         with jax.default_matmul_precision(self.config.matmul_precision):
             return self._step(state, batch, policy)
 
-    def _step(self, state: TrainState, batch: Batch, policy: bool) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _step(self, state: TrainState, batch: ReplayBatch, policy: bool) -> tuple[TrainState, dict[str, jax.Array]]:
         params, opt = state.params, state.optimizers
         q_gradient = jax.grad(self.critic_objective, argnums=(0, 1), has_aux=True)
         (d_encoder, d_critic), (latent, info) = q_gradient(
@@ -161,7 +161,7 @@ class ContextualSAC:
         return TrainState(params, target, opt), info
 
     def _step_policy(
-        self, params: Networks, opt: Networks, latent: jax.Array, batch: Batch
+        self, params: Networks, opt: Networks, latent: jax.Array, batch: ReplayBatch
     ) -> tuple[Networks, Networks, dict[str, jax.Array]]:
         """The step of the policy, and of V where there is one."""
         actor_gradient = jax.grad(self.actor_objective, has_aux=True)
@@ -176,7 +176,7 @@ class ContextualSAC:
         return params, opt, {**info, "value_loss": loss}
 
     def critic_objective(
-        self, encoder: Params, critic: Params, target: Params, actor: Params, batch: Batch
+        self, encoder: Params, critic: Params, target: Params, actor: Params, batch: ReplayBatch
     ) -> tuple[jax.Array, PyTree]:
         """`critic_loss + kl_weight sum_tasks KL(q(z | c) || N(0, I))`, differentiated in encoder and critic.
 
@@ -194,7 +194,7 @@ class ContextualSAC:
         info = {"critic_loss": loss, "kl": kl / mean.shape[0], "mean_q": jnp.mean(self._head.value(outputs))}
         return loss + c.kl_weight * kl, (constant, info)
 
-    def actor_objective(self, actor: Params, critic: Params, latent: jax.Array, batch: Batch) -> tuple[jax.Array, PyTree]:
+    def actor_objective(self, actor: Params, critic: Params, latent: jax.Array, batch: ReplayBatch) -> tuple[jax.Array, PyTree]:
         """`actor_loss` of a fresh reparameterised action, differentiated in the actor.
 
         Returns:
@@ -206,7 +206,7 @@ class ContextualSAC:
         return loss, (min_q, log_prob, {"actor_loss": loss, "entropy": -jnp.mean(log_prob)})
 
     def value_objective(
-        self, value: PyTree, min_q: jax.Array, log_prob: jax.Array, latent: jax.Array, batch: Batch
+        self, value: PyTree, min_q: jax.Array, log_prob: jax.Array, latent: jax.Array, batch: ReplayBatch
     ) -> jax.Array:
         """`value_loss` `[]`, differentiated in V."""
         outputs = self._scalar.apply(value, batch.transitions.obs, latent)
@@ -215,14 +215,14 @@ class ContextualSAC:
     def _judged(
         self, actor: Params, critic: Params, obs: jax.Array, latent: jax.Array, noise: jax.Array
     ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        """Fresh actions: min Q, log probability `[...]`, and (mean, log standard deviation, sample) before the squashing."""
+        """Sample fresh actions; return min Q, log probability `[...]`, and (mean, log std, sample) before the squashing."""
         mean, log_std = self.gaussian(actor, jnp.concatenate([obs, latent], axis=-1))
         pre_tanh = mean + jnp.exp(log_std) * noise
         log_prob = squashed_log_prob(pre_tanh, mean, log_std, self._log_slope)
         min_q = jnp.min(self.q_values(critic, obs, jnp.tanh(pre_tanh), latent), axis=0)
         return min_q, log_prob, (mean, log_std, pre_tanh)
 
-    def _next_values(self, target: Params, actor: Params, latent: jax.Array, batch: Batch) -> jax.Array:
+    def _next_values(self, target: Params, actor: Params, latent: jax.Array, batch: ReplayBatch) -> jax.Array:
         """`[M, B]` what the next states are worth to the target."""
         obs = batch.transitions.next_obs
         if self.has_value:

@@ -1,4 +1,4 @@
-"""How exact is a physics backend? States of every kind a body gets into, MuJoCo C's converged answer, and the error.
+"""Accuracy of physics backends: states of every kind a body gets into, MuJoCo C's converged answer, and the error.
 
 Used by the tests (few states) and by `python -m benchmarks.physics_accuracy` (thousands).
 """
@@ -125,15 +125,15 @@ def _policy(scale: float) -> Callable[[str, int, np.random.Generator], States]:
 
     def make(body: str, count: int, rng: np.random.Generator) -> States:
         model, frames = load_model(body), get_body(body).frame_skip
-        states, snapshots = _resets(body, 1 + count // 10, rng), []
+        states, visited = _resets(body, 1 + count // 10, rng), []
         for step in range(100):
             control = np.clip(scale * rng.standard_normal(states.control.shape), -1, 1)
             states = states._replace(control=control)
             if step % 10 == 9:
-                snapshots.append(states)
+                visited.append(states)
             last = simulate(model, states, frames)[:, -1]
             states = States(last[:, : model.nq], last[:, model.nq :], control)
-        return States(*(np.concatenate(parts)[:count] for parts in zip(*snapshots, strict=True)))
+        return States(*(np.concatenate(parts)[:count] for parts in zip(*visited, strict=True)))
 
     return make
 

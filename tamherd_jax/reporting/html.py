@@ -118,7 +118,7 @@ def player(run: RunFiles) -> dict[str, Any]:
 
 
 def player_script() -> str:
-    """The player's program."""
+    """Return the JavaScript of the animation player."""
     return (TEMPLATES / "player.js").read_text(encoding="utf-8")
 
 
@@ -151,7 +151,7 @@ def versions(results: Results) -> str:
 def cards(
     results: Results, summaries: list[statistics.ArmSummary], comparisons: list[statistics.Comparison]
 ) -> list[dict[str, str]]:
-    """The few numbers at the top."""
+    """Return the headline numbers at the top of the page."""
     cards = [
         {"title": arm_title(results, s.arm), "value": number(s.last5_iqm.value), "small": interval(s.last5_iqm) or "one seed"}
         for s in summaries

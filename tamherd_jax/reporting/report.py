@@ -1,4 +1,4 @@
-"""Everything that a report leaves beside the result files, made from these alone."""
+"""The files of a report, made from the result files alone and written beside them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_tables(run: RunFiles, analysis: statistics.Analysis, console: Console)
 
 
 def write_report(run: RunFiles, analysis: statistics.Analysis) -> Path:
-    """Write figures, CSV files and `report.html` into the run's directory; the page's path.
+    """Write figures, CSV files and `report.html` into the run's directory; return the page's path.
 
     Raises:
       OSError: they cannot be written.

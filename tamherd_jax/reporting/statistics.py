@@ -87,7 +87,7 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> np.ndarra
 
 
 def improvement(pairs: np.ndarray) -> np.ndarray:
-    """`[P]` 1 where the first of a pair is the larger, 1/2 where both are equal."""
+    """Score pairs, `[P]`: 1 where the first of a pair is the larger, 1/2 where both are equal."""
     return (pairs[:, 0] > pairs[:, 1]) + 0.5 * (pairs[:, 0] == pairs[:, 1])
 
 

@@ -15,18 +15,18 @@ PAPER_TASK_SET = "ML2"
 
 
 def fixed(value: float, digits: int = 1, sign: bool = False) -> str:
-    """A number with so many decimals and, if asked, its sign; zero has none."""
+    """Format a number with `digits` decimals and, if asked, its sign; zero has none."""
     rounded = round(value, digits) + 0.0  # -0.0 becomes 0.0
     return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}"
 
 
 def number(value: float) -> str:
-    """One decimal; a dash for what is not there."""
+    """Format a number with one decimal, a missing one as a dash."""
     return fixed(value) if np.isfinite(value) else "-"
 
 
 def interval(estimate: Estimate, digits: int = 1) -> str:
-    """`[low, high]`, empty with fewer than two seeds."""
+    """Format an interval as `[low, high]`; empty with fewer than two seeds."""
     if estimate.low is None or estimate.high is None:
         return ""
     return f"[{fixed(estimate.low, digits)}, {fixed(estimate.high, digits)}]"
@@ -60,7 +60,7 @@ def paper_columns(results: Results) -> list[str]:
 
 
 def seeds_text(count: int) -> str:
-    """`1 seed`, `3 seeds`."""
+    """Format a number of seeds: `1 seed`, `3 seeds`."""
     return f"{count} seed{'s' * (count != 1)}"
 
 

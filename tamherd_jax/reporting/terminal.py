@@ -83,7 +83,7 @@ class ProgressDisplay:
         self._close_log()
 
     def note(self, text: str) -> None:
-        """One line of text."""
+        """Show one line of text."""
         self._console.print(text, highlight=False)
 
     def show(self, event: Event) -> None:
@@ -119,7 +119,7 @@ class ProgressDisplay:
             self.note(line)
 
     def _write(self, line: str) -> None:
-        """Append a line to the log; one that cannot be written is told of once, and training goes on."""
+        """Append a line to the log; one that cannot be written is reported once, and training goes on."""
         if self._log is None:
             return
         try:

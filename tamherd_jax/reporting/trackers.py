@@ -206,7 +206,7 @@ class Trackers:
             self._full = True
 
     def close(self) -> None:
-        """Close all, once they have written what waits, or when patience is at its end."""
+        """Close all trackers once their queue is written, or after `patience` seconds."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=self._patience)
         self._worker.join(self._patience)

@@ -1,4 +1,4 @@
-"""The tables of `report.html`, each made from result files as text that a template lays out."""
+"""The tables of `report.html`, each made from result files; a template lays them out."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class TableView:
 
 
 def row(*cells: str | Cell, total: bool = False) -> Row:
-    """A row from texts and cells."""
+    """Make a row of texts and cells."""
     return Row(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in cells), total)
 
 
 def with_interval(value: Estimate, digits: int = 1, sign: bool = False) -> Cell:
-    """A statistic over its interval."""
+    """Return a cell with a statistic and, under it, its interval."""
     if not np.isfinite(value.value):
         return Cell("-")
     small = (interval(value, digits),) if value.low is not None else ()

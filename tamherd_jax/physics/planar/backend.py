@@ -14,7 +14,7 @@ from tamherd_jax.physics.base import PhysicsState
 from tamherd_jax.physics.bodies import DEFAULT_BODIES, frame_skips, load_models
 from tamherd_jax.physics.planar.constants import PlanarTree, read_tree, stack_trees
 from tamherd_jax.physics.planar.dynamics import SolverOptions
-from tamherd_jax.physics.planar.kernel import Batch, chunked_step, gpu_step, is_literal, pallas_step, xla_step
+from tamherd_jax.physics.planar.kernel import FlatState, chunked_step, gpu_step, is_literal, pallas_step, xla_step
 from tamherd_jax.physics.planar.literal import LiteralTable
 from tamherd_jax.physics.planar.native import native_step, report_fallback
 from tamherd_jax.physics.planar.platforms import Step, step_by_platform
@@ -35,11 +35,11 @@ def body_table(bodies: tuple[str, ...] = DEFAULT_BODIES) -> PlanarTree:
 def planar_step(
     table: PlanarTree,
     body: jax.Array,
-    state: Batch,
+    state: FlatState,
     control: jax.Array,
     options: SolverOptions | None = None,
     form: str = "auto",
-) -> Batch:
+) -> FlatState:
     """One environment step of a flat batch of planar trees. Under `vmap` the new axis joins the batch.
 
     Args:
@@ -73,18 +73,18 @@ def planar_step(
 
 
 @functools.lru_cache(maxsize=64)
-def _batchable(options: SolverOptions, form: str, literal: LiteralTable | None) -> Callable[..., Batch]:
+def _batchable(options: SolverOptions, form: str, literal: LiteralTable | None) -> Callable[..., FlatState]:
     """The flat step with a batching rule that folds a new axis into the environments; a literal table is not an argument."""
     flat_step = _steps(options, form, literal)
 
     @custom_batching.custom_vmap
-    def step(table: PyTree, body: jax.Array, state: Batch, control: jax.Array) -> Batch:
+    def step(table: PyTree, body: jax.Array, state: FlatState, control: jax.Array) -> FlatState:
         return flat_step(table, body, state, control)
 
     @step.def_vmap
     def fold(
-        size: int, batched: PyTree, table: PyTree, body: jax.Array, state: Batch, control: jax.Array
-    ) -> tuple[Batch, tuple[bool, bool, bool]]:
+        size: int, batched: PyTree, table: PyTree, body: jax.Array, state: FlatState, control: jax.Array
+    ) -> tuple[FlatState, tuple[bool, bool, bool]]:
         table_batched, *lanes_batched = batched
         body, state, control = jax.tree.map(
             lambda x, is_batched: x if is_batched else jnp.broadcast_to(x, (size, *x.shape)),
@@ -116,7 +116,7 @@ def _known_form(form: str) -> str:
     return named
 
 
-def _cpu_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
+def _cpu_step(table: PlanarTree, body: jax.Array, state: FlatState, control: jax.Array, options: SolverOptions) -> FlatState:
     """What `"auto"` means on a CPU: the native form in float32; says once why it is not the native form."""
     reason = simd.availability()
     if reason:
@@ -128,7 +128,7 @@ def _cpu_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Arr
 def _steps(options: SolverOptions, form: str, literal: LiteralTable | None) -> Step:
     """The chosen form of a flat batch's step; a literal table takes the place of its argument."""
 
-    def of(step: Callable[..., Batch], **how: Any) -> Step:
+    def of(step: Callable[..., FlatState], **how: Any) -> Step:
         return lambda table, *batch: step(literal.table if literal else table, *batch, options, **how)
 
     if form == "pallas-interpret":

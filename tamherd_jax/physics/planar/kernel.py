@@ -31,7 +31,7 @@ TILE = 32
 CHUNK = 2048
 """Environments that the XLA form steps at a time on a CPU: 18 us of CPU time a step each, where 8,192 at once took 26."""
 
-Batch = tuple[jax.Array, ...]
+FlatState = tuple[jax.Array, ...]
 """Positions, velocities and guesses, each `[B, dofs]`."""
 
 
@@ -43,7 +43,7 @@ def is_literal(table: PlanarTree) -> bool:
     return table.rows <= _MOST_LITERAL_ROWS and all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(table))
 
 
-def xla_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
+def xla_step(table: PlanarTree, body: jax.Array, state: FlatState, control: jax.Array, options: SolverOptions) -> FlatState:
     """One environment step of a batch, as elementwise XLA operations.
 
     Args:
@@ -65,8 +65,8 @@ def xla_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Arra
 
 
 def step_environments(
-    constants: Callable[[], PlanarTree], chains: int, levels: int, state: Batch, control: jax.Array, options: SolverOptions
-) -> Batch:
+    constants: Callable[[], PlanarTree], chains: int, levels: int, state: FlatState, control: jax.Array, options: SolverOptions
+) -> FlatState:
     """`environment_step` of a batch in rows, `[B, dofs]` and `[B, motors]`, of trees with so many chains of so many links."""
     split = functools.partial(_split, chains=chains, levels=levels)
     start = State(*(split(x.T) for x in state))
@@ -74,7 +74,7 @@ def step_environments(
     return tuple(_join(x) for x in end)
 
 
-def chunked_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
+def chunked_step(table: PlanarTree, body: jax.Array, state: FlatState, control: jax.Array, options: SolverOptions) -> FlatState:
     """`xla_step` on `CHUNK` environments after another, whose arrays stay in a CPU's cache; arguments as of `xla_step`."""
     count = body.shape[0]
     if count <= CHUNK:
@@ -99,8 +99,8 @@ def _join(vector: Vector) -> jax.Array:
 
 
 def pallas_step(
-    table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions, interpret: bool = False
-) -> Batch:
+    table: PlanarTree, body: jax.Array, state: FlatState, control: jax.Array, options: SolverOptions, interpret: bool = False
+) -> FlatState:
     """One environment step of a batch, as one kernel of a warp a block; arguments as of `xla_step`.
 
     A block loads its environments at once and stores them at once: compilation walks the kernel for every load and store. The
@@ -132,7 +132,7 @@ def pallas_step(
     return tuple(_join(vector) for vector in _vectors(out[..., :size], levels))
 
 
-def gpu_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
+def gpu_step(table: PlanarTree, body: jax.Array, state: FlatState, control: jax.Array, options: SolverOptions) -> FlatState:
     """`pallas_step` of trees that the kernel can step, `xla_step` of others."""
     return (pallas_step if kernel_can(table) else xla_step)(table, body, state, control, options)
 
@@ -157,7 +157,7 @@ def _block_of(rows: int, chains: int, block: int) -> pl.BlockSpec:
     return pl.BlockSpec((rows, chains, block), lambda i: (0, 0, i))
 
 
-def _pack_batch(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, extra: int) -> jax.Array:
+def _pack_batch(table: PlanarTree, body: jax.Array, state: FlatState, control: jax.Array, extra: int) -> jax.Array:
     """Everything that a step reads, `[rows, C, B + extra]`: joint-space vectors, controls and the body, a row a level.
 
     A root row, or the body, is the same in all chains; rows of zeros make their number a power of two.

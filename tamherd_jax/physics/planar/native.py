@@ -13,15 +13,15 @@ import numpy as np
 from tamherd_jax import simd
 from tamherd_jax.physics.planar.constants import PlanarTree
 from tamherd_jax.physics.planar.dynamics import SolverOptions
-from tamherd_jax.physics.planar.kernel import Batch, is_literal, step_environments, xla_step
+from tamherd_jax.physics.planar.kernel import FlatState, is_literal, step_environments, xla_step
 from tamherd_jax.physics.planar.literal import LiteralTable
 
-ElementStep = Callable[..., Batch]
+ElementStep = Callable[..., FlatState]
 """One environment's step: `(body [], q [dofs], qd [dofs], guess [dofs], control [motors])`, before them a table that is
 data."""
 
 
-def native_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.Array, options: SolverOptions) -> Batch:
+def native_step(table: PlanarTree, body: jax.Array, state: FlatState, control: jax.Array, options: SolverOptions) -> FlatState:
     """One environment step of a batch; arguments as of `xla_step`, float32 only.
 
     The Newton iterations of a vector of environments stop when its own environments have converged.
@@ -43,7 +43,7 @@ def native_step(table: PlanarTree, body: jax.Array, state: Batch, control: jax.A
 def _literal_step(table: LiteralTable, options: SolverOptions) -> ElementStep:
     """Return the step whose constants are written into the code."""
 
-    def step(body: jax.Array, q: jax.Array, qd: jax.Array, guess: jax.Array, control: jax.Array) -> Batch:
+    def step(body: jax.Array, q: jax.Array, qd: jax.Array, guess: jax.Array, control: jax.Array) -> FlatState:
         batch = xla_step(table.table, body[None], (q[None], qd[None], guess[None]), control[None], options)
         return tuple(x[0] for x in batch)
 
@@ -64,7 +64,7 @@ def _table_step(
         tree = jax.tree.unflatten(structure, leaves)
         return replace(tree, frames=tree.frames.astype(jnp.int32))
 
-    def step(rows: jax.Array, body: jax.Array, q: jax.Array, qd: jax.Array, guess: jax.Array, control: jax.Array) -> Batch:
+    def step(rows: jax.Array, body: jax.Array, q: jax.Array, qd: jax.Array, guess: jax.Array, control: jax.Array) -> FlatState:
         tree = constants(jnp.take(rows, body, axis=0, mode="clip"))
         batch = step_environments(lambda: tree, chains, levels, (q[None], qd[None], guess[None]), control[None], options)
         return tuple(x[0] for x in batch)

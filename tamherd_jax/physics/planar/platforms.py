@@ -15,9 +15,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
 from tamherd_jax.physics.planar.constants import PlanarTree
-from tamherd_jax.physics.planar.kernel import Batch
+from tamherd_jax.physics.planar.kernel import FlatState
 
-Step = Callable[[PlanarTree | None, jax.Array, Batch, jax.Array], Batch]
+Step = Callable[[PlanarTree | None, jax.Array, FlatState, jax.Array], FlatState]
 """One environment step: of a table (None where it is compiled in), bodies `[B]`, a state and controls."""
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -32,7 +32,7 @@ def step_by_platform(forms: Mapping[str, Step], default: Step) -> Step:
     """
     choices = tuple(sorted(forms.items()))
 
-    def step(table: PlanarTree | None, body: jax.Array, state: Batch, control: jax.Array) -> Batch:
+    def step(table: PlanarTree | None, body: jax.Array, state: FlatState, control: jax.Array) -> FlatState:
         leaves, structure = jax.tree.flatten((table, body, state, control))
         return tuple(_step_p.bind(*leaves, forms=choices, default=default, structure=structure))
 

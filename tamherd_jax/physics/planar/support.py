@@ -144,7 +144,7 @@ def _geoms(model: mujoco.MjModel) -> Iterator[str]:
             continue
         elif kind not in (_SPHERE, _CAPSULE):
             yield f"the shape of geom {name}: capsules and spheres only"
-        elif abs(model.geom_pos[geom, 1]) > _TOLERANCE or _leans(model, geom):
+        elif abs(model.geom_pos[geom, 1]) > _TOLERANCE or _leaves_plane(model, geom):
             yield f"geom {name} out of the plane"
     if (model.geom_type == _PLANE).sum() != 1:
         yield f"{(model.geom_type == _PLANE).sum()} floors: one only"
@@ -154,7 +154,7 @@ def _collides(model: mujoco.MjModel, geom: int) -> bool:
     return bool(model.geom_contype[geom] or model.geom_conaffinity[geom])
 
 
-def _leans(model: mujoco.MjModel, geom: int) -> bool:
+def _leaves_plane(model: mujoco.MjModel, geom: int) -> bool:
     """Whether a capsule's axis leaves the plane."""
     frame = np.empty(9)
     mujoco.mju_quat2Mat(frame, model.geom_quat[geom])
