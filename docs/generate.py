@@ -221,7 +221,7 @@ def modes_figure(runs: dict[str, RunFiles], preset: str) -> Figure:
         axis.axhline(0.0, color=figures.GRID)
         axis.set_xticks(range(len(labels)), labels)
         axis.set(ylabel="return of herd minus single")
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     compared = runs_by_modes(runs, preset)
     labels = [f"{r.results.task_set.name}\n{len(r.results.task_set.bodies)} modes" for r, _ in compared]

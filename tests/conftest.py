@@ -15,7 +15,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from filelock import FileLock
+from jaxtyping import install_import_hook
 from real_runs import RUNS
+
+CHECKED = ("fisher", "maml", "pearl", "herd", "envs", "distributions", "experiments")
+install_import_hook([f"tamherd_jax.{name}" for name in CHECKED], "array_shapes.checked")
 
 
 def pytest_addoption(parser):

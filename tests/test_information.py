@@ -78,7 +78,9 @@ def test_the_unit_of_a_feature_does_not_matter(scale):
     rng = np.random.default_rng(0)
     x, label = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 2, 30)
     x[label == 1, 0] += 2.0
-    plain, scaled = (linear_discriminant(jnp.asarray(a), label, jnp.ones(30), 2) for a in (x, x * np.float32(scale)))
+    plain, scaled = (
+        linear_discriminant(jnp.asarray(a), jnp.asarray(label), jnp.ones(30), 2) for a in (x, x * np.float32(scale))
+    )
     np.testing.assert_allclose(scaled, plain, atol=1e-4)
 
 

@@ -53,7 +53,7 @@ def test_gaussian_log_prob_entropy_and_kl_equal_scipy(float64):
     from scipy import stats
 
     rng = np.random.default_rng(0)
-    x, mp, lp, mq, lq = (rng.normal(size=(5, 3)) for _ in range(5))
+    x, mp, lp, mq, lq = (jnp.asarray(rng.normal(size=(5, 3))) for _ in range(5))
     expected = stats.norm.logpdf(x, mp, np.exp(lp)).sum(1)
     np.testing.assert_allclose(gaussian_log_prob(x, mp, lp), expected, rtol=1e-12)
     np.testing.assert_allclose(gaussian_entropy(lp), stats.norm.entropy(scale=np.exp(lp)).sum(1), rtol=1e-12)

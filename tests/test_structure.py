@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 import tamherd_jax
@@ -115,3 +116,17 @@ def test_algorithms_and_bodies_are_named_in_their_entries_alone(name):
         for phrase in allowed:
             text = text.replace(phrase, "")
         assert not ENTRY_NAMES & set(re.findall(r"\b[a-z]+\b", text)), text
+
+
+def test_shapes_in_annotations_are_checked_while_tests_run():
+    from tamherd_jax.maml.advantages import discounted_returns, generalized_advantages
+    from tamherd_jax.pearl.losses import soft_value
+
+    rewards = jnp.ones(5)
+    assert discounted_returns(rewards, 0.9).shape == (5,)
+    for wrong in (
+        lambda: generalized_advantages(rewards, rewards, jnp.ones(4), 0.9, 0.9),
+        lambda: soft_value(rewards, 1, 1.0),
+    ):
+        with pytest.raises(TypeError, match="checking the parameters"):
+            wrong()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from tamherd_jax.envs._brax import Env, State
 from tamherd_jax.envs.tasks import Task, TaskSet, bodies_of
@@ -170,7 +171,7 @@ class Locomotion(Env):
             metrics={"nonfinite": jnp.where(over, 0.0, jnp.where(finite, 0.0, 1.0))},
         )
 
-    def _healthy(self, terms: Terms, q: jax.Array, qd: jax.Array) -> jax.Array:
+    def _healthy(self, terms: Terms, q: Float[Array, " Q"], qd: Float[Array, " Q"]) -> Bool[Array, ""]:
         """Return whether the episode goes on at positions `q` and velocities `qd`."""
         height = q[1] + terms.rest_height
         healthy = (height > terms.min_height) & (height < terms.max_height) & (jnp.abs(q[2]) < terms.max_angle)
@@ -249,7 +250,7 @@ def _task(body: int) -> Task:
     return Task(body=np.array(body, np.int32), direction=np.array(1.0, np.float32))
 
 
-def _observe(terms: Terms, q: jax.Array, qd: jax.Array) -> jax.Array:
+def _observe(terms: Terms, q: Float[Array, " Q"], qd: Float[Array, " Q"]) -> Float[Array, " O"]:
     """Return the observation `[O]`, without the distance covered."""
     height = q[1] + terms.rest_height
     return jnp.concatenate([height[None], q[2:], jnp.clip(qd, -terms.velocity_clip, terms.velocity_clip)])

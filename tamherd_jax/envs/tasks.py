@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Integer, Real
 
 from tamherd_jax.registry.bodies import BODIES, suite
 from tamherd_jax.types import PyTree
@@ -183,7 +184,7 @@ def take_tasks(tasks: PyTree, index: jax.Array | np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks)
 
 
-def systematic_resample(key: jax.Array, weights: jax.Array, size: int) -> jax.Array:
+def systematic_resample(key: jax.Array, weights: Real[Array, " N"], size: int) -> Integer[Array, " M"]:
     """Stratified draw of task indices: `index_m = min {n : sum_{j<=n} w_j > (m + u) / size}`, `u ~ U[0, 1)` shared.
 
     Every task is drawn `floor(size w_n)` or `ceil(size w_n)` times, so equal weights with N dividing `size` give an exactly
@@ -207,7 +208,7 @@ def systematic_resample(key: jax.Array, weights: jax.Array, size: int) -> jax.Ar
     return jnp.minimum(jnp.searchsorted(cumulative, positions, side="right"), last).astype(jnp.int32)
 
 
-def mean_by_task(index: jax.Array, values: jax.Array, tasks: int) -> jax.Array:
+def mean_by_task(index: Integer[Array, " M"], values: Real[Array, " M"], tasks: int) -> Float[Array, " N"]:
     """Return the means `[N]` of `values` `[M]` over the entries of each task, `index` `[M]`; NaN for a task with none.
 
     Under `JAX_DEBUG_NANS=1`, which stops at every NaN that a program returns, minus infinity takes the place of these.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from tamherd_jax.experiments.keys import role_keys
 from tamherd_jax.experiments.plan import Plan
@@ -23,7 +24,7 @@ def embed_and_cluster(plan: Plan, programs: Programs, probe: PyTree) -> Clustere
     return ClusteredTasks(probe, embedded, clusters, failures)
 
 
-def cluster_seeds(plan: Plan, grams: np.ndarray) -> tuple[list[Clusters], dict[int, str]]:
+def cluster_seeds(plan: Plan, grams: Float[np.ndarray, "S D D"]) -> tuple[list[Clusters], dict[int, str]]:
     """Cluster every seed's embedded tasks from their inner products `[S, D, D]`.
 
     Returns:

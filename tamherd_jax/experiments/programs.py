@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Integer
 
 from tamherd_jax.envs import take_tasks
 from tamherd_jax.experiments.arms import MEMBERS, PROBE
@@ -165,10 +166,10 @@ def prefill_replay(
 def train_epochs(
     learner: MetaLearner,
     key: jax.Array,
-    epochs: jax.Array,
+    epochs: Integer[Array, " E"],
     state: PyTree,
     tasks: PyTree,
-    weights: jax.Array,
+    weights: Float[Array, " N"],
     fault: jax.Array,
     settings: Numbers,
 ) -> tuple[PyTree, tuple[PyTree, PyTree, jax.Array]]:
@@ -205,7 +206,7 @@ def train_epoch(
     return kept, metrics, fault
 
 
-def first_nonfinite(state: PyTree) -> jax.Array:
+def first_nonfinite(state: PyTree) -> Integer[Array, ""]:
     """Return the index `[]` of the first floating-point array that holds a non-finite number, -1 where all are finite."""
     bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state) if _is_float(leaf)])
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
@@ -237,7 +238,7 @@ def assign_seed(
     epoch: jax.Array,
     probe: PyTree,
     embedded: EmbeddedTasks,
-    membership: jax.Array,
+    membership: Float[Array, "D K"],
     settings: Numbers,
 ) -> tuple[PyTree, jax.Array]:
     """Assign the test tasks of one seed to the nearest centroid, from fresh probe episodes."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Integer
 
 from tamherd_jax.codec import named_arrays, named_shapes, restore_tree
 from tamherd_jax.experiments.arms import EMBEDDINGS, STAGES
@@ -167,7 +168,7 @@ def restored_curves(arrays: dict[str, np.ndarray]) -> dict[str, ArmCurves]:
     return {arm: ArmCurves.unstacked(own) for arm, own in by_arm.items()}
 
 
-def restored_clusters(labels: np.ndarray, entry: ClusterFacts) -> Clusters:
+def restored_clusters(labels: Integer[np.ndarray, " D"], entry: ClusterFacts) -> Clusters:
     """Return the clusters of one seed from their labels `[D]` and what the facts say of them."""
     unknown = float("nan")
     scores = {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Integer
 
 from tamherd_jax.experiments.arms import STAGES, Arm
 from tamherd_jax.experiments.curves import ArmCurves
@@ -61,20 +62,20 @@ class RunState:
         return self.curves.setdefault(arm, ArmCurves())
 
 
-def member_counts(plan: Plan, state: RunState, clustered: str = "trained") -> np.ndarray:
+def member_counts(plan: Plan, state: RunState, clustered: str = "trained") -> Integer[np.ndarray, " S"]:
     """Return how many members each seed's herd has, `[S]`."""
     max_members = plan.arms["herd"].size
     return np.array([found.k if plan.grouped else max_members for found in state.clustered[clustered].clusters], np.int32)
 
 
-def member_weights(plan: Plan, state: RunState, clustered: str = "trained") -> np.ndarray:
+def member_weights(plan: Plan, state: RunState, clustered: str = "trained") -> Float[np.ndarray, "S K N"]:
     """Return each member's distribution over tasks `[S, K, N]`: the empirical one of its cluster, however impure."""
     max_members, clusters = plan.arms["herd"].size, state.clustered[clustered].clusters
     rows = [membership_weights(found.labels, plan.embedded_task, len(plan.task_set), max_members) for found in clusters]
     return np.stack(rows).astype(np.float32)
 
 
-def training_weights(plan: Plan, state: RunState, arm: Arm) -> np.ndarray:
+def training_weights(plan: Plan, state: RunState, arm: Arm) -> Float[np.ndarray, "S A N"]:
     """Return the distributions over training tasks of an arm's learners, `[S, A, N]`."""
     seeds = len(plan.seeds)
     if arm.weights == "clusters":
@@ -95,7 +96,7 @@ def budget_steps(plan: Plan, state: RunState, arm: Arm, epochs: int) -> np.ndarr
     return arm.budget.after(epochs, tasks)
 
 
-def learner_faults(plan: Plan, state: RunState, arm: Arm) -> np.ndarray:
+def learner_faults(plan: Plan, state: RunState, arm: Arm) -> Integer[np.ndarray, "S A"]:
     """Return -1 for each finite learner of an arm, else the index of the array for which it was frozen, `[S, A]`."""
     recorded = state.curves_of(arm.name).fault
     return recorded[-1] if recorded else np.full((len(plan.seeds), arm.size), -1, np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jaxtyping import Float, Integer
 
 from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.assignment import assign_test_tasks
@@ -41,7 +42,7 @@ def meta_test_arm(
         curves.record(share=share, member=share.argmax(-1).astype(np.int32))
 
 
-def assignment_shares(plan: Plan, learner: np.ndarray, size: int) -> np.ndarray:
+def assignment_shares(plan: Plan, learner: Integer[np.ndarray, "S B"], size: int) -> Float[np.ndarray, "S N A"]:
     """Return the share `[S, N, A]` of a task's repeats that were assigned `[S, B]` to each of A learners."""
     repeats = learner.reshape(len(plan.seeds), len(plan.task_set), -1, 1)
     shares: np.ndarray = (repeats == np.arange(size)).mean(2, dtype=np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer
 
 from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.keys import learner_keys
@@ -95,11 +96,11 @@ def train_learners(
     learner: MetaLearner,
     keys: jax.Array,
     states: PyTree,
-    weights: np.ndarray,
-    faults: np.ndarray,
+    weights: Float[np.ndarray, "L N"],
+    faults: Integer[np.ndarray, " L"],
     settings: dict[str, np.ndarray],
     *,
-    epochs: np.ndarray,
+    epochs: Integer[np.ndarray, " E"],
     prefill: bool,
 ) -> tuple[PyTree, Outputs]:
     """Train L learners for E more epochs; return their states and per-epoch outputs.

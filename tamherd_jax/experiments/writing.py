@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 import tamherd_jax
 from tamherd_jax.codec import arrays_checksum, encode, read_arrays, sealed, write_arrays, write_json
@@ -75,7 +76,7 @@ def run_curves(plan: Plan, state: RunState) -> dict[str, np.ndarray]:
     return curves
 
 
-def probe_steps(plan: Plan, steps: np.ndarray) -> np.ndarray:
+def probe_steps(plan: Plan, steps: Float[np.ndarray, "S E A"]) -> Float[np.ndarray, " S"]:
     """Return the steps really taken to train the probe, `[S]`, from those of its arm's epochs `[S, E, A]`."""
     taken: np.ndarray = steps[:, : plan.config.probe_epochs].sum((1, 2))
     return taken

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from tamherd_jax.fisher.scores import ScoreFactors, flatten_samples
 from tamherd_jax.types import PyTree
@@ -73,7 +74,7 @@ def factor_gram(
     return blocked_gram(lambda a, b: factor_kernel(a, b) ** 2, factors_a, weights_a, factors_b, weights_b, block_rows)
 
 
-def gram_norms(factors: ScoreFactors, weights: jax.Array, *, block_rows: int | None = None) -> jax.Array:
+def gram_norms(factors: ScoreFactors, weights: jax.Array, *, block_rows: int | None = None) -> Float[Array, " N"]:
     """Compute the Gram's diagonal alone, `[N]` squared Frobenius norms of the N matrices.
 
     Raises:
@@ -88,7 +89,7 @@ def gram_norms(factors: ScoreFactors, weights: jax.Array, *, block_rows: int | N
     return jax.lax.map(one, (factors, weights))
 
 
-def factor_kernel(a: ScoreFactors, b: ScoreFactors) -> jax.Array:
+def factor_kernel(a: ScoreFactors, b: ScoreFactors) -> Float[Array, "n m"]:
     """Scalar products `[n, m]` of every score of `a` with every score of `b`: `sum_l (delta.delta')(x.x') + rest.rest'`."""
     kernel = dot(a.rest, b.rest)
     for x_a, x_b, delta_a, delta_b in zip(a.inputs, b.inputs, a.deltas, b.deltas, strict=True):
@@ -124,7 +125,7 @@ def check_weights(name: str, rows: PyTree | None, weights: jax.Array | None) -> 
         )
 
 
-def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+def dot(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Return the products `[n, m]` of rows `[n, d]` and `[m, d]` at full precision."""
     return jnp.dot(a, b.T, precision="highest")
 
@@ -183,7 +184,7 @@ def _split(rows: PyTree, weights: jax.Array, size: int) -> _Blocks:
     return _Blocks(jax.tree.map(cut, rows), cut(weights).reshape(-1, group, length), chunks)
 
 
-def _block_sum(kernel: Kernel, a: tuple[PyTree, jax.Array], b: tuple[PyTree, jax.Array]) -> jax.Array:
+def _block_sum(kernel: Kernel, a: tuple[PyTree, jax.Array], b: tuple[PyTree, jax.Array]) -> Float[Array, "Ga Gb"]:
     """`[Ga, Gb]` sums of `w w' k` over the samples of each pair of tasks in two blocks."""
     (rows_a, weights_a), (rows_b, weights_b) = a, b
     squares = kernel(rows_a, rows_b).reshape(-1, *weights_b.shape)

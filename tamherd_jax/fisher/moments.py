@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from tamherd_jax.fisher.gram import blocked_gram, check_columns, check_weights, dot
 from tamherd_jax.fisher.scores import JacobianFactors
@@ -76,7 +77,7 @@ def _layers(factors: JacobianFactors) -> list[tuple[jax.Array, jax.Array]]:
     return [*zip(factors.inputs, factors.deltas, strict=True), *rest]
 
 
-def _squared_products(a: JacobianFactors, b: JacobianFactors) -> jax.Array:
+def _squared_products(a: JacobianFactors, b: JacobianFactors) -> Float[Array, "n m"]:
     """`|G_t G_s^T|_F^2` `[n, m]`, one pair of rows after the other so that n x m is all that is held."""
     layers = list(zip(_layers(a), _layers(b), strict=True))
     inputs = [dot(x_a, x_b) for (x_a, _), (x_b, _) in layers]
@@ -122,7 +123,7 @@ def _block_gram(sides: list[tuple[Any, Any, jax.Array]], symmetric: bool) -> jax
     return jax.lax.scan(add, start, padded)[0] * (1 if symmetric else 2)
 
 
-def _products(u: jax.Array, v: jax.Array, pairs: Any) -> jax.Array:
+def _products(u: Float[Array, "B O n"], v: Float[Array, "B P n"], pairs: Any) -> Float[Array, "pairs n"]:
     """`scale sum_k u_k[o] v_k[p]` `[pairs, n]` at every sample, of u `[B, O, n]` and v `[B, P, n]`, for pairs (o, p)."""
     o, p, scale = pairs
     # Not `jnp.sum`, with which XLA would write all B products to memory first (measured: nine times the time).

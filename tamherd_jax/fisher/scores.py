@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float
 
 from tamherd_jax.types import Params, PyTree
 
@@ -63,7 +64,9 @@ def score_gradients(log_prob: Callable[..., jax.Array], params: Params, *samples
     return jax.vmap(jax.grad(log_prob), in_axes=(None, *(0 for _ in samples)))(params, *samples)
 
 
-def diagonal_fisher(log_prob: Callable[..., jax.Array], params: Params, weights: jax.Array, *samples: PyTree) -> Params:
+def diagonal_fisher(
+    log_prob: Callable[..., jax.Array], params: Params, weights: Float[Array, " n"], *samples: PyTree
+) -> Params:
     """Compute the diagonal `sum_t w_t g_t^2` of the weighted Fisher matrix, a pytree like `params`; weights `[n]`."""
     scores = score_gradients(log_prob, params, *samples)
     return jax.tree.map(lambda g: jnp.tensordot(weights, g**2, axes=1, precision="highest"), scores)
@@ -163,7 +166,7 @@ def depends_on_input(function: Callable[[jax.Array], jax.Array], x: jax.Array) -
     return any(id(var) in tainted for var in jaxpr.outvars)
 
 
-def factor_diagonal(factors: ScoreFactors, weights: jax.Array) -> jax.Array:
+def factor_diagonal(factors: ScoreFactors, weights: Float[Array, " n"]) -> Float[Array, " d"]:
     """Compute the diagonal `sum_t w_t g_t^2`, `[d]` in the order of the factors (not of the parameters); weights `[n]`."""
     blocks = [
         jnp.einsum("t,to,ti->oi", weights, delta**2, x**2, precision="highest").ravel()
@@ -172,7 +175,7 @@ def factor_diagonal(factors: ScoreFactors, weights: jax.Array) -> jax.Array:
     return jnp.concatenate([*blocks, jnp.dot(weights, factors.rest**2, precision="highest")])
 
 
-def dense_scores(factors: ScoreFactors) -> jax.Array:
+def dense_scores(factors: ScoreFactors) -> Float[Array, "*b d"]:
     """Return the scores themselves, `[..., n, d]` in the order of the factors; for checks on small networks."""
     blocks = [
         jnp.einsum("...o,...i->...oi", delta, x).reshape(*x.shape[:-1], -1)

@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Real
 
 from tamherd_jax.envs.episodes import collect_policy_episodes
 from tamherd_jax.envs.tasks import take_tasks
@@ -117,10 +118,10 @@ def assign_tasks(
     key: jax.Array,
     probe: PyTree,
     embedded: EmbeddedTasks,
-    membership: jax.Array,
+    membership: Float[Array, "D K"],
     tasks: PyTree,
     episodes: int,
-) -> tuple[Assignment, jax.Array]:
+) -> tuple[Assignment, Real[Array, ""]]:
     """Probe test tasks and assign each to the nearest centroid (Algorithm 2 lines 1 and 2).
 
     Args:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Integer
 
 METHODS = ("ward", "average", "complete", "single", "kmeans", "spectral", "hdbscan")
 SELECTIONS = ("silhouette", "gap", "stability")
@@ -101,7 +102,9 @@ class Assignment:
 # Geometry from inner products ---------------------------------------------------------------------------------------
 
 
-def squared_distances(gram: np.ndarray, cross: np.ndarray | None = None, norms: np.ndarray | None = None) -> np.ndarray:
+def squared_distances(
+    gram: Float[np.ndarray, "N N"], cross: Float[np.ndarray, "B N"] | None = None, norms: Float[np.ndarray, " B"] | None = None
+) -> Float[np.ndarray, "B N"]:
     """Squared distances `[N, N]` between the tasks of a Gram `[N, N]`, or `[B, N]` from others with `cross` and `norms`."""
     gram = np.asarray(gram, np.float64)
     squares = np.diagonal(gram)
@@ -113,7 +116,7 @@ def squared_distances(gram: np.ndarray, cross: np.ndarray | None = None, norms: 
     return distances
 
 
-def coordinates(gram: np.ndarray) -> np.ndarray:
+def coordinates(gram: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N rank"]:
     """Points `[N, rank]` with the Gram's distances, principal axes first and centred (classical scaling).
 
     Exact for inner products; for a Gram made of distances that are not Euclidean the imaginary axes are dropped. The sign
@@ -162,7 +165,7 @@ def cluster(gram: np.ndarray, config: ClusteringConfig, seed: int = 0) -> Cluste
     return Clusters(labels, int(labels.max()) + 1, scores)
 
 
-def partition(gram: np.ndarray, method: str, k: int, seed: int = 0) -> np.ndarray:
+def partition(gram: Float[np.ndarray, "N N"], method: str, k: int, seed: int = 0) -> Integer[np.ndarray, " N"]:
     """Labels `[N]` of min(k, N) clusters by one method, in no particular order."""
     from sklearn import cluster as sk_cluster  # half a second, which nobody waits for before there is something to cluster
     from sklearn.exceptions import ConvergenceWarning
@@ -186,7 +189,7 @@ def partition(gram: np.ndarray, method: str, k: int, seed: int = 0) -> np.ndarra
     return sk_cluster.AgglomerativeClustering(k, metric="precomputed", linkage=method).fit_predict(np.sqrt(squares))
 
 
-def canonical(labels: np.ndarray) -> np.ndarray:
+def canonical(labels: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
     """The same partition `[N]` with clusters numbered by first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
@@ -316,7 +319,9 @@ def assign(gram: np.ndarray, labels: np.ndarray, cross: np.ndarray, norms: np.nd
     return _assignment(np, gram, np.eye(labels.max() + 1)[labels], cross, norms)
 
 
-def nearest_centroid(gram: jax.Array, membership: jax.Array, cross: jax.Array, norms: jax.Array) -> Assignment:
+def nearest_centroid(
+    gram: Float[Array, "N N"], membership: Float[Array, "N K"], cross: Float[Array, "B N"], norms: Float[Array, " B"]
+) -> Assignment:
     """`assign` in JAX, for use under jit and vmap; membership `[N, K]` one-hot, and a column of zeros is never nearest."""
     with jax.default_matmul_precision("highest"):
         return _assignment(jnp, gram, membership, cross, norms)
@@ -338,7 +343,9 @@ def _assignment(xp: Any, gram: Any, membership: Any, cross: Any, norms: Any) -> 
     return Assignment(squares, squares.argmin(-1), second - first, confidence)
 
 
-def membership_weights(labels: np.ndarray, task_ids: np.ndarray, n_tasks: int, k: int) -> np.ndarray:
+def membership_weights(
+    labels: Integer[np.ndarray, " N"], task_ids: Integer[np.ndarray, " N"], n_tasks: int, k: int
+) -> Float[np.ndarray, "K n_tasks"]:
     """Compute each member's training distribution, `[K, n_tasks]`: the tasks' shares among the samples in its cluster.
 
     A member whose cluster is empty (k beyond the clusters found) gets the distribution of all samples; it is never assigned.
@@ -371,12 +378,12 @@ def adjusted_rand(labels: Any, truth: Any) -> float:
     return float(adjusted_rand_score(truth, labels))
 
 
-def purity(labels: np.ndarray, truth: np.ndarray) -> float:
+def purity(labels: Integer[np.ndarray, " N"], truth: Integer[np.ndarray, " N"]) -> float:
     """Share of tasks that belong to their cluster's commonest true class."""
     return float(confusion_matrix(labels, truth).max(0).sum() / len(np.asarray(labels)))
 
 
-def confusion_matrix(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def confusion_matrix(labels: Integer[np.ndarray, " N"], truth: Integer[np.ndarray, " N"]) -> np.ndarray:
     """Counts `[true classes, clusters]`, both in sorted order."""
     from sklearn.metrics.cluster import contingency_matrix
 

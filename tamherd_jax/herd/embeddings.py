@@ -16,6 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float
 
 from tamherd_jax import distributions, fisher
 from tamherd_jax.types import Episodes, Params, PyTree
@@ -146,21 +147,21 @@ class Embedding:
             values, row_weights = fisher_embedding(apply, params, steps.obs, weights, uniform, key, self.config)
         return Features(values, row_weights, guard)
 
-    def gram(self, a: Features, b: Features) -> jax.Array:
+    def gram(self, a: Features, b: Features) -> Float[Array, "Na Nb"]:
         """Compute inner products `[Na, Nb]` of features with leaves `[Na, ...]` and `[Nb, ...]`."""
         if self.config.metric != "cosine":
             return self._inner(a, b)
         a, b = self._scaled(a), self._scaled(b)
         return cosine(self._inner(a, b), self._squares(a), self._squares(b))
 
-    def self_gram(self, a: Features) -> jax.Array:
+    def self_gram(self, a: Features) -> Float[Array, "N N"]:
         """Compute `gram(a, a)`, symmetric `[N, N]`, for about half the work."""
         if self.config.metric != "cosine":
             return self._inner(a, None)
         gram = self._inner(self._scaled(a), None)
         return cosine(gram, jnp.diagonal(gram), jnp.diagonal(gram))
 
-    def norms(self, a: Features) -> jax.Array:
+    def norms(self, a: Features) -> Float[Array, " N"]:
         """Compute squared norms `[N]`, the diagonal of `self_gram`."""
         if self.config.metric != "cosine":
             return self._squares(a)
@@ -287,7 +288,7 @@ def _merge_episodes(leaf: jax.Array) -> jax.Array:
 # The kinds, each on the n = E T flattened steps of one task --------------------------------------------------------
 
 
-def transition_embedding(steps: Episodes, weights: jax.Array, any_scale: bool = False) -> jax.Array:
+def transition_embedding(steps: Episodes, weights: Float[Array, " n"], any_scale: bool = False) -> Float[Array, " entries"]:
     """Compute `sum_t w_t [s_t, s_t+1][s_t, s_t+1]^T`, flattened `[(2 O)^2]` (section 4.2, embedding 2).
 
     Args:
@@ -300,8 +301,8 @@ def transition_embedding(steps: Episodes, weights: jax.Array, any_scale: bool = 
 
 
 def gradient_embedding(
-    apply: Apply, params: Params, steps: Episodes, weights: jax.Array, density: str, any_scale: bool = False
-) -> jax.Array:
+    apply: Apply, params: Params, steps: Episodes, weights: Float[Array, " n"], density: str, any_scale: bool = False
+) -> Float[Array, " d"]:
     """Compute `sum_t w_t grad_theta pi(a_t | s_t)` at the executed actions, `[d]` (section 4.2, embedding 4); or of `log pi`.
 
     With `any_scale` densities are divided by the largest of a weighted step: a narrow policy's leave float32's range.
@@ -320,9 +321,9 @@ def gradient_embedding(
 def fisher_embedding(
     apply: Apply,
     params: Params,
-    obs: jax.Array,
-    weights: jax.Array,
-    uniform: jax.Array,
+    obs: Float[Array, "n O"],
+    weights: Float[Array, " n"],
+    uniform: Float[Array, " n"],
     key: jax.Array,
     config: EmbeddingConfig,
 ) -> tuple[PyTree, PyTree]:
@@ -393,7 +394,12 @@ class ScoreRows(NamedTuple):
 
 
 def sampled_rows(
-    apply: Apply, params: Params, obs: jax.Array, weights: jax.Array, uniform: jax.Array, key: jax.Array
+    apply: Apply,
+    params: Params,
+    obs: Float[Array, "n O"],
+    weights: Float[Array, " n"],
+    uniform: Float[Array, " n"],
+    key: jax.Array,
 ) -> ScoreRows:
     """Compute scores at one fresh action per state: a sample of the Fisher matrix, not the empirical Fisher matrix."""
     mean: Any = jax.eval_shape(jax.vmap(apply, in_axes=(None, 0)), params, obs)[0]
@@ -402,7 +408,9 @@ def sampled_rows(
     return ScoreRows(factors, weights, uniform, weights)
 
 
-def expected_rows(apply: Apply, params: Params, obs: jax.Array, weights: jax.Array, uniform: jax.Array) -> ScoreRows:
+def expected_rows(
+    apply: Apply, params: Params, obs: Float[Array, "n O"], weights: Float[Array, " n"], uniform: Float[Array, " n"]
+) -> ScoreRows:
     """Compute pseudo-scores of the exact expectation over actions, A of the mean and up to A of the deviation per state."""
     mean, log_std = fisher.gaussian_factors(apply, params, obs)
     count = mean.rest.shape[0] // obs.shape[0]
@@ -427,7 +435,7 @@ def kronecker_factors(rows: ScoreRows) -> KroneckerFactors:
     return KroneckerFactors(inputs, deltas, _second_moment(rows.weights, rows.factors.rest))
 
 
-def projected_fisher(factors: fisher.ScoreFactors, weights: jax.Array, size: int) -> jax.Array:
+def projected_fisher(factors: fisher.ScoreFactors, weights: Float[Array, " n"], size: int) -> Float[Array, " entries"]:
     """`sum_t w_t (P g_t)(P g_t)^T`, flattened `[size^2]`, with a random P of entries with `E[P^T P] = I`.
 
     A dense layer's block of P is the row-wise Kronecker product of two sign matrices, so that it acts on the factors:
@@ -444,14 +452,16 @@ def projected_fisher(factors: fisher.ScoreFactors, weights: jax.Array, size: int
     return _second_moment(weights, total / jnp.sqrt(size)).ravel()
 
 
-def _second_moment(weights: jax.Array, rows: jax.Array) -> jax.Array:
+def _second_moment(weights: Float[Array, " n"], rows: Float[Array, "n d"]) -> Float[Array, "d d"]:
     return jnp.dot(rows.T * weights, rows, precision="highest")
 
 
 # Inner products and distances --------------------------------------------------------------------------------------
 
 
-def cosine(gram: jax.Array, squares_a: jax.Array, squares_b: jax.Array) -> jax.Array:
+def cosine(
+    gram: Float[Array, "Na Nb"], squares_a: Float[Array, " Na"], squares_b: Float[Array, " Nb"]
+) -> Float[Array, "Na Nb"]:
     """Scale a Gram `[Na, Nb]` to embeddings of unit norm; a zero embedding keeps zero products.
 
     Each norm divides by itself: the product of two squared norms would leave float32's range first.
@@ -504,24 +514,28 @@ def _inner_products(a: Features, b: Features | None) -> jax.Array:
     return _flat_dot(a.values, other.values)
 
 
-def _flat_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+def _flat_dot(a: Float[Array, "Na ..."], b: Float[Array, "Nb ..."]) -> Float[Array, "Na Nb"]:
     """Inner products `[Na, Nb]` of arrays `[Na, ...]` and `[Nb, ...]`."""
     return jnp.dot(a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1).T, precision="highest")
 
 
-def latent_features(mean: jax.Array, var: jax.Array) -> Features:
+def latent_features(mean: Float[Array, " Z"], var: Float[Array, " Z"]) -> Features:
     """Return features of ONE task whose embedding is a posterior `N(mean, diag var)` over PEARL's latent, each `[Z]`."""
     return Features((mean, var), None, jnp.zeros((), bool))
 
 
-def wasserstein2(mean_a: jax.Array, var_a: jax.Array, mean_b: jax.Array, var_b: jax.Array) -> jax.Array:
+def wasserstein2(
+    mean_a: Float[Array, "Na Z"], var_a: Float[Array, "Na Z"], mean_b: Float[Array, "Nb Z"], var_b: Float[Array, "Nb Z"]
+) -> Float[Array, "Na Nb"]:
     """Compute squared 2-Wasserstein distances `|m - m'|^2 + |s - s'|^2` between diagonal Gaussians, `[N*, Z]` -> `[Na, Nb]`."""
     means = (mean_a[:, None] - mean_b[None]) ** 2
     deviations = (jnp.sqrt(var_a)[:, None] - jnp.sqrt(var_b)[None]) ** 2
     return (means + deviations).sum(-1)
 
 
-def symmetric_kl(mean_a: jax.Array, var_a: jax.Array, mean_b: jax.Array, var_b: jax.Array) -> jax.Array:
+def symmetric_kl(
+    mean_a: Float[Array, "Na Z"], var_a: Float[Array, "Na Z"], mean_b: Float[Array, "Nb Z"], var_b: Float[Array, "Nb Z"]
+) -> Float[Array, "Na Nb"]:
     """Compute the mean of the two Kullback-Leibler divergences between diagonal Gaussians, `[Na, Z]`, `[Nb, Z]` -> `[Na, Nb]`.
 
     `1/4 sum_z [(v + d^2)/v' + (v' + d^2)/v - 2]` with d the difference of the means.

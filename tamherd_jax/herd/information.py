@@ -13,6 +13,7 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
 
 from tamherd_jax.types import Episodes
 
@@ -20,7 +21,7 @@ RIDGE = 1e-3
 """Added to the variances within tasks, in units of each feature's total variance."""
 
 
-def information_reward(episodes: Episodes, task: jax.Array, tasks: int, weight: float = 1.0) -> jax.Array:
+def information_reward(episodes: Episodes, task: jax.Array, tasks: int, weight: float = 1.0) -> Float[Array, "M R T"]:
     """Compute `r + beta clip(log q(n | s, s', r) + log N', -log N', log N')`, N' the number of sampled tasks.
 
     The reward is among the features because tasks may differ in nothing else. Clipped, a step that looks like another task's
@@ -47,7 +48,9 @@ def information_reward(episodes: Episodes, task: jax.Array, tasks: int, weight: 
     return (episodes.rewards + weight * jnp.clip(gain, -log_count, log_count).reshape(shape)) * episodes.valid
 
 
-def linear_discriminant(features: jax.Array, label: jax.Array, weights: jax.Array, classes: int) -> jax.Array:
+def linear_discriminant(
+    features: Float[Array, "B F"], label: Integer[Array, " B"], weights: Float[Array, " B"], classes: int
+) -> Float[Array, "B N"]:
     """Compute the log posterior `[B, N]` of Fisher's linear discriminant, fitted to the samples that it is asked about.
 
     Gaussian classes of equal prior with means m_n and one covariance C: `log q(n|x) = x C^-1 m_n - m_n C^-1 m_n / 2 - log Z`.

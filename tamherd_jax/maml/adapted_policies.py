@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from tamherd_jax.maml.kernels import Linearization
 from tamherd_jax.maml.over_tasks import map_tasks, sum_tasks
@@ -194,7 +195,7 @@ def join_policy(policy: Policy) -> Params:
     return {"params": {"mean": mean, "log_std": policy.log_std}}
 
 
-def forward(policy: Policy, obs: jax.Array) -> tuple[Outputs, Activations]:
+def forward(policy: Policy, obs: Float[Array, "B O"]) -> tuple[Outputs, Activations]:
     """Return the policy's outputs at observations `[B, O]`, and its activations."""
     inputs = [obs]
     *hidden, last = policy.layers
@@ -234,7 +235,7 @@ def push_forward(
     return tangent, hidden
 
 
-def pull_back(layers: tuple[Layer, ...], activations: Activations, delta: jax.Array) -> tuple[Layer, ...]:
+def pull_back(layers: tuple[Layer, ...], activations: Activations, delta: Float[Array, "B A"]) -> tuple[Layer, ...]:
     """Return the gradient by all layers for a derivative `[B, A]` by the mean."""
     gradient = [_layer_gradient(activations.transposed[-1], delta)]
     for index in range(len(layers) - 1, 0, -1):
@@ -262,7 +263,7 @@ def hessian_product(loss: Callable[[jax.Array, jax.Array, PyTree], jax.Array], s
     return Policy(tuple(layers), by_outputs.log_std)
 
 
-def fisher_product(outputs: Outputs, weights: jax.Array, tangent: Outputs) -> Outputs:
+def fisher_product(outputs: Outputs, weights: Float[Array, " B"], tangent: Outputs) -> Outputs:
     """Return `G t`: for each observation `w exp(-2 s) dmu`, and `2 w ds` for each action dimension that s stands for."""
     precision = jnp.exp(-2.0 * jnp.maximum(outputs.log_std, MIN_LOG_STD))
     shared_by = outputs.mean.shape[-1] // outputs.log_std.size
@@ -291,13 +292,13 @@ def _is_free(log_std: jax.Array) -> jax.Array:
     return (log_std > MIN_LOG_STD).astype(log_std.dtype)
 
 
-def _layer_gradient(transposed: jax.Array, delta: jax.Array) -> Layer:
+def _layer_gradient(transposed: Float[Array, "G B"], delta: Float[Array, "B F"]) -> Layer:
     """Gradient of a layer from its transposed inputs `[F + 1, B]` and the derivative by its output `[B, F']`."""
     gradient = _matmul(transposed, delta)
     return Layer(gradient[:-1], gradient[-1])
 
 
-def _transpose_with_ones(inputs: jax.Array) -> jax.Array:
+def _transpose_with_ones(inputs: Float[Array, "B F"]) -> Float[Array, "G B"]:
     """`[F + 1, B]` of `[B, F]`."""
     return jnp.concatenate([inputs.T, jnp.ones((1, len(inputs)), inputs.dtype)])
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Integer
 
 from tamherd_jax.distributions import gaussian_entropy, gaussian_kl, gaussian_log_prob, sample_gaussian
 from tamherd_jax.envs.episodes import collect_episodes
@@ -379,7 +380,9 @@ class MAML:
         return OuterProblem(outputs, loss, kl, metric, policies)
 
 
-def _metrics(index: jax.Array, tasks: int, before: Outcome, after: Outcome, diagnostics: dict[str, jax.Array]) -> EpochMetrics:
+def _metrics(
+    index: Integer[Array, " M"], tasks: int, before: Outcome, after: Outcome, diagnostics: dict[str, jax.Array]
+) -> EpochMetrics:
     """Per-task means of an epoch over the sampled tasks, `index` `[M]`."""
     return EpochMetrics(
         before=mean_by_task(index, jnp.mean(before.returns, axis=1), tasks),

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float
 
 from tamherd_jax.distributions import sample_gaussian
 from tamherd_jax.envs.episodes import AutoresetSteps, collect_autoreset_steps, collect_episode
@@ -63,7 +64,7 @@ class Collector:
         obs, scalar = jnp.zeros(self._squashed.observation_size), jnp.zeros(())
         return Transition(obs, jnp.zeros(self._squashed.action_size), scalar, obs, scalar)
 
-    def draw_latent(self, key: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+    def draw_latent(self, key: jax.Array, mean: Float[Array, " Z"], var: Float[Array, " Z"]) -> Float[Array, " Z"]:
         """Return a sample `[Z]` of a latent of that mean and variance."""
         return self._sac.latent(mean, var, jax.random.normal(key, mean.shape, mean.dtype))
 
@@ -165,6 +166,6 @@ class _Squashed:
         return self._env.backend
 
 
-def _append(obs: jax.Array, latent: jax.Array) -> jax.Array:
+def _append(obs: Float[Array, "*b O"], latent: Float[Array, " Z"]) -> Float[Array, "*b P"]:
     """`[..., O]` and `[Z]` to `[..., O + Z]`."""
     return jnp.concatenate([obs, jnp.broadcast_to(latent, (*obs.shape[:-1], latent.shape[-1]))], axis=-1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float, Integer
 
 from tamherd_jax.envs.episodes import AutoresetSteps
 from tamherd_jax.envs.tasks import mean_by_task, systematic_resample, take_tasks
@@ -115,7 +116,9 @@ class PEARL:
         """The state without its replay buffers, of which `probe`, `infer` and `adapt` have no need."""
         return dataclasses.replace(state, full=None, encoder=None)
 
-    def prefill(self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: jax.Array) -> tuple[PEARLState, EpochMetrics]:
+    def prefill(
+        self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: Float[Array, " N"]
+    ) -> tuple[PEARLState, EpochMetrics]:
         """`initial_steps` transitions of every task with a positive weight, acting on the prior, into both buffers.
 
         A function of its own because under `vmap` a condition inside `train_epoch` would collect them anew every epoch.
@@ -133,7 +136,7 @@ class PEARL:
         nonfinite = jnp.sum(jnp.where(wanted[:, None], steps.nonfinite, 0.0))
         return state, EpochMetrics(before, jnp.full_like(before, jnp.nan), jnp.sum(steps.valid), nonfinite, {})
 
-    def copy_replay(self, state: PEARLState, other: PEARLState, weights: jax.Array) -> PEARLState:
+    def copy_replay(self, state: PEARLState, other: PEARLState, weights: Float[Array, " N"]) -> PEARLState:
         """`state` with `other`'s replay of the tasks with a positive weight in `weights` `[N]`, in place of `prefill`.
 
         The transitions of another policy are as good: soft actor-critic is off-policy, and the contexts in the encoder buffer
@@ -143,7 +146,7 @@ class PEARL:
         return dataclasses.replace(state, full=full, encoder=encoder)
 
     def train_epoch(
-        self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: jax.Array
+        self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: Float[Array, " N"]
     ) -> tuple[PEARLState, EpochMetrics]:
         """Collect in M sampled tasks, all at once, then `gradient_steps` steps on replayed transitions.
 
@@ -205,7 +208,7 @@ class PEARL:
         actor = state.train.params.actor
         return actor, self._collector.explore(key, actor, task, episodes, deterministic=False)
 
-    def infer(self, state: PEARLState, episodes: Episodes) -> tuple[jax.Array, jax.Array]:
+    def infer(self, state: PEARLState, episodes: Episodes) -> tuple[Float[Array, " Z"], Float[Array, " Z"]]:
         """Posterior mean and variance `[Z]` of one task's latent given all valid steps of this learner's `episodes`."""
         return self._sac.belief(state.train.params.encoder, *replay.to_transitions(self.observed(episodes)))
 
@@ -220,7 +223,7 @@ class PEARL:
         """What the environment saw and did: observations without the latent, actions squashed."""
         return self._collector.observed(episodes)
 
-    def _add(self, buffer: PyTree, index: jax.Array, steps: AutoresetSteps) -> ReplayBuffer:
+    def _add(self, buffer: PyTree, index: Integer[Array, " D"], steps: AutoresetSteps) -> ReplayBuffer:
         """Append the steps `[D, B, T, ...]` of the tasks `index` `[D]`."""
         transitions, valid = replay.to_transitions(self.observed(steps))
         return replay.add(buffer, transitions, jnp.repeat(index, valid.size // index.size), valid)

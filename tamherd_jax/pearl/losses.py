@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from tamherd_jax.distributions import gaussian_log_prob
 
@@ -32,11 +33,11 @@ LOG_SLOPES: dict[str, Callable[[jax.Array], jax.Array]] = {"exact": exact_log_sl
 
 
 def squashed_log_prob(
-    pre_tanh: jax.Array,
-    mean: jax.Array,
-    log_std: jax.Array,
+    pre_tanh: Float[Array, "*#b A"],
+    mean: Float[Array, "*#b A"],
+    log_std: Float[Array, "*#b A"],
     log_slope: Callable[[jax.Array], jax.Array] = exact_log_slope,
-) -> jax.Array:
+) -> Float[Array, "..."]:
     """Log density of `a = tanh(u)`: `log N(u; mean, std) - sum_A log(1 - tanh(u)^2)`.
 
     Args:
@@ -96,40 +97,42 @@ def categorical_head(bins: int, limit: float, smoothing: float = 0.75) -> ValueH
 
 
 def q_targets(
-    rewards: jax.Array,
-    terminated: jax.Array,
-    next_values: jax.Array,
+    rewards: Float[Array, " *b"],
+    terminated: Shaped[Array, " *b"],
+    next_values: Float[Array, " *b"],
     discount: float | jax.Array,
     reward_scale: float | jax.Array,
-) -> jax.Array:
+) -> Float[Array, " *b"]:
     """`y = reward_scale r + (1 - terminated) discount V_target(s', z)`, all `[...]`; a time limit is no termination."""
     return reward_scale * rewards + (1.0 - terminated) * discount * next_values
 
 
-def critic_loss(outputs: jax.Array, targets: jax.Array, head: ValueHead) -> jax.Array:
+def critic_loss(outputs: Float[Array, "Q=2 *b F"], targets: Float[Array, " *b"], head: ValueHead) -> Float[Array, ""]:
     """`mean loss(Q_1, y) + mean loss(Q_2, y)` of outputs `[2, ..., F]` and targets `[...]`, which carry no gradient."""
     return outputs.shape[0] * jnp.mean(head.loss(outputs, jax.lax.stop_gradient(targets)[None]))
 
 
-def soft_value(min_q: jax.Array, log_prob: jax.Array, temperature: float | jax.Array) -> jax.Array:
+def soft_value(
+    min_q: Float[Array, " *b"], log_prob: Float[Array, " *b"], temperature: float | jax.Array
+) -> Float[Array, " *b"]:
     """`min Q - temperature log pi`, all `[...]`: an unbiased sample of a state's value."""
     return min_q - temperature * log_prob
 
 
-def value_loss(outputs: jax.Array, targets: jax.Array, head: ValueHead) -> jax.Array:
+def value_loss(outputs: Float[Array, "*b F"], targets: Float[Array, " *b"], head: ValueHead) -> Float[Array, ""]:
     """`mean loss(V, y)` of outputs `[..., F]` and soft values `[...]`, which carry no gradient."""
     return jnp.mean(head.loss(outputs, jax.lax.stop_gradient(targets)))
 
 
 def actor_loss(
-    log_prob: jax.Array,
-    min_q: jax.Array,
-    mean: jax.Array,
-    log_std: jax.Array,
-    pre_tanh: jax.Array,
+    log_prob: Float[Array, " *b"],
+    min_q: Float[Array, " *b"],
+    mean: Float[Array, "*b A"],
+    log_std: Float[Array, "*b A"],
+    pre_tanh: Float[Array, "*b A"],
     weights: tuple[float | jax.Array, float | jax.Array, float | jax.Array],
     temperature: float | jax.Array = 1.0,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """`mean(temperature log pi - min Q) + w_1 mean mean^2 + w_2 mean log_std^2 + w_3 mean sum_A u^2`.
 
     Args:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 MIN_FACTOR_VARIANCE = 1e-7
 """Of one transition's factor (oyster)."""
 
 
-def product_of_gaussians(mean: jax.Array, var: jax.Array, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def product_of_gaussians(
+    mean: Float[Array, "n Z"], var: Float[Array, "n Z"], valid: Shaped[Array, " n"] | None = None
+) -> tuple[Float[Array, " Z"], Float[Array, " Z"]]:
     """Normalised product of n diagonal Gaussians: `1/v = sum_n 1/v_n`, `m = v sum_n m_n/v_n`, with each `v_n` at least 1e-7.
 
     Args:
@@ -32,11 +34,13 @@ def product_of_gaussians(mean: jax.Array, var: jax.Array, valid: jax.Array | Non
     return jnp.where(known, scale * jnp.sum(precision * mean, axis=0), 0.0), scale
 
 
-def kl_from_prior(mean: jax.Array, var: jax.Array) -> jax.Array:
+def kl_from_prior(mean: Float[Array, "*b Z"], var: Float[Array, "*b Z"]) -> Float[Array, " *b"]:
     """Divergence `KL(N(mean, diag var) || N(0, I)) = sum_z (var + mean^2 - 1 - log var) / 2`, `[..., Z]` to `[...]`."""
     return 0.5 * jnp.sum(var + mean**2 - 1.0 - jnp.log(var), axis=-1)
 
 
-def latent_from_noise(mean: jax.Array, var: jax.Array, noise: jax.Array) -> jax.Array:
+def latent_from_noise(
+    mean: Float[Array, "*#b Z"], var: Float[Array, "*#b Z"], noise: Float[Array, "*#b Z"]
+) -> Float[Array, "... Z"]:
     """Reparameterised draw `z = mean + sqrt(var) noise` with standard normal `noise`, all `[..., Z]`."""
     return mean + jnp.sqrt(var) * noise

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Bool, Integer, Shaped
 
 from tamherd_jax.envs.episodes import Episodes
 from tamherd_jax.types import PyTree
@@ -60,7 +61,7 @@ def init(example: PyTree, tasks: int, capacity: int) -> ReplayBuffer:
     return ReplayBuffer(experience, jnp.zeros(tasks, jnp.int32), jnp.zeros(tasks, jnp.int32))
 
 
-def add(buffer: ReplayBuffer, transitions: PyTree, task: jax.Array, valid: jax.Array) -> ReplayBuffer:
+def add(buffer: ReplayBuffer, transitions: PyTree, task: Integer[Array, " B"], valid: Shaped[Array, " B"]) -> ReplayBuffer:
     """Append transitions, each to its task's ring, in order; the oldest are overwritten.
 
     Args:
@@ -81,12 +82,12 @@ def add(buffer: ReplayBuffer, transitions: PyTree, task: jax.Array, valid: jax.A
     return ReplayBuffer(experience, (buffer.cursor + count) % capacity, jnp.minimum(buffer.size + count, capacity))
 
 
-def clear(buffer: ReplayBuffer, tasks: jax.Array) -> ReplayBuffer:
+def clear(buffer: ReplayBuffer, tasks: Bool[Array, " N"]) -> ReplayBuffer:
     """Forget all transitions of the tasks marked in `tasks` `[N]`."""
     return ReplayBuffer(buffer.experience, jnp.where(tasks, 0, buffer.cursor), jnp.where(tasks, 0, buffer.size))
 
 
-def sample(buffer: ReplayBuffer, key: jax.Array, task: jax.Array, size: int) -> PyTree:
+def sample(buffer: ReplayBuffer, key: jax.Array, task: Integer[Array, ""], size: int) -> PyTree:
     """Draw uniformly, with replacement, from one task's ring.
 
     Args:
@@ -102,7 +103,7 @@ def sample(buffer: ReplayBuffer, key: jax.Array, task: jax.Array, size: int) -> 
     return jax.tree.map(lambda ring: ring[task, index], buffer.experience)
 
 
-def filled(buffer: ReplayBuffer) -> jax.Array:
+def filled(buffer: ReplayBuffer) -> Bool[Array, " N"]:
     """`[N]` whether a task has any transition."""
     return buffer.size > 0
 

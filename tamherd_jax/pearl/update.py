@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Array, Float, Shaped
 
 from tamherd_jax.networks import ContextEncoder, LatentCritic, TanhGaussianPolicy
 from tamherd_jax.pearl.config import PEARLConfig
@@ -105,23 +106,29 @@ class ContextualSAC:
         optimizers = Networks(*(self._adam.init(getattr(params, name)) for name in ("encoder", "critic", "value", "actor")))
         return TrainState(params, jax.tree.map(jnp.copy, self._followed(params)), optimizers)
 
-    def belief(self, encoder: Params, context: Transition, valid: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def belief(
+        self, encoder: Params, context: Transition, valid: Shaped[Array, " C"] | None = None
+    ) -> tuple[Float[Array, " Z"], Float[Array, " Z"]]:
         """Posterior mean and variance `[Z]` of one task's latent given transitions `[C, ...]` of which `valid` `[C]` count."""
         with jax.default_matmul_precision(self.config.matmul_precision):
             mean, var = self._encoder.apply(encoder, context.obs, context.action, context.reward)
         return product_of_gaussians(mean, var, valid)
 
-    def latent(self, mean: jax.Array, var: jax.Array, noise: jax.Array) -> jax.Array:
+    def latent(
+        self, mean: Float[Array, "*b Z"], var: Float[Array, "*b Z"], noise: Float[Array, "*b Z"]
+    ) -> Float[Array, "*b Z"]:
         """Latent drawn from a belief, `[..., Z]` each; 0 for a learner that uses no context."""
         z = latent_from_noise(mean, var, noise)
         return z if self.config.use_context else jnp.zeros_like(z)
 
-    def gaussian(self, actor: Params, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gaussian(self, actor: Params, obs: Float[Array, "*b F"]) -> tuple[Float[Array, "*b A"], Float[Array, "*b A"]]:
         """Pre-squashing mean and log standard deviation `[..., A]` at observations with the latent appended `[..., O + Z]`."""
         with jax.default_matmul_precision(self.config.matmul_precision):
             return self._actor.apply(actor, obs)
 
-    def q_values(self, critic: Params, obs: jax.Array, action: jax.Array, latent: jax.Array) -> jax.Array:
+    def q_values(
+        self, critic: Params, obs: Float[Array, "*b O"], action: Float[Array, "*b A"], latent: Float[Array, "*b Z"]
+    ) -> Float[Array, "Q=2 *b"]:
         """`[2, ...]` both Q at `[..., O]`, `[..., A]`, `[..., Z]`."""
         return self._head.value(self._q_outputs(critic, obs, action, latent))
 
@@ -194,7 +201,9 @@ class ContextualSAC:
         info = {"critic_loss": loss, "kl": kl / mean.shape[0], "mean_q": jnp.mean(self._head.value(outputs))}
         return loss + c.kl_weight * kl, (constant, info)
 
-    def actor_objective(self, actor: Params, critic: Params, latent: jax.Array, batch: ReplayBatch) -> tuple[jax.Array, PyTree]:
+    def actor_objective(
+        self, actor: Params, critic: Params, latent: Float[Array, "M B Z"], batch: ReplayBatch
+    ) -> tuple[jax.Array, PyTree]:
         """`actor_loss` of a fresh reparameterised action, differentiated in the actor.
 
         Returns:
@@ -206,7 +215,7 @@ class ContextualSAC:
         return loss, (min_q, log_prob, {"actor_loss": loss, "entropy": -jnp.mean(log_prob)})
 
     def value_objective(
-        self, value: PyTree, min_q: jax.Array, log_prob: jax.Array, latent: jax.Array, batch: ReplayBatch
+        self, value: PyTree, min_q: jax.Array, log_prob: jax.Array, latent: Float[Array, "M B Z"], batch: ReplayBatch
     ) -> jax.Array:
         """`value_loss` `[]`, differentiated in V."""
         outputs = self._scalar.apply(value, batch.transitions.obs, latent)
@@ -222,7 +231,9 @@ class ContextualSAC:
         min_q = jnp.min(self.q_values(critic, obs, jnp.tanh(pre_tanh), latent), axis=0)
         return min_q, log_prob, (mean, log_std, pre_tanh)
 
-    def _next_values(self, target: Params, actor: Params, latent: jax.Array, batch: ReplayBatch) -> jax.Array:
+    def _next_values(
+        self, target: Params, actor: Params, latent: Float[Array, "M B Z"], batch: ReplayBatch
+    ) -> Float[Array, "M B"]:
         """`[M, B]` what the next states are worth to the target."""
         obs = batch.transitions.next_obs
         if self.has_value:
@@ -240,7 +251,7 @@ class ContextualSAC:
         """The network that the target follows."""
         return params.value if self.has_value else params.critic
 
-    def _spread(self, latent: jax.Array, data: Transition) -> jax.Array:
+    def _spread(self, latent: Float[Array, "M Z"], data: Transition) -> Float[Array, "M B Z"]:
         """`[M, Z]` to `[M, B, Z]`: every transition of a task shares its latent."""
         return jnp.broadcast_to(latent[:, None], (*data.reward.shape, latent.shape[-1]))
 
