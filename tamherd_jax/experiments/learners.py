@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.herd.information import information_reward
 from tamherd_jax.registry.algorithms import Share, get_algorithm
-from tamherd_jax.types import MetaLearner, TaskEnv, TunableLearner
+from tamherd_jax.types import MetaLearner, ReplayLearner, TaskEnv, TunableLearner
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Learner = TypeVar("Learner", bound=MetaLearner | ReplayLearner)
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def training_share(config: ExperimentConfig, tasks: int, learners: int = 1) -> Share:
@@ -46,7 +52,7 @@ def make_probe_learner(config: ExperimentConfig, env: TaskEnv, tasks: int) -> Me
     return plain(env, config.settings, training_share(config, tasks), reward)
 
 
-def tuned(learner: Any, settings: Mapping[str, Any]) -> Any:
+def tuned(learner: Learner, settings: Mapping[str, Any]) -> Learner:
     """Return a learner with some numbers of its configuration replaced, which may be traced; itself where there are none.
 
     Args:
@@ -60,10 +66,11 @@ def tuned(learner: Any, settings: Mapping[str, Any]) -> Any:
         return learner
     if not isinstance(learner, TunableLearner):
         raise ValueError(f"{type(learner).__name__} has no with_config: its settings cannot be data")
-    return learner.with_config(with_numbers(learner.config, settings))
+    changed: Learner = learner.with_config(with_numbers(learner.config, settings))
+    return changed
 
 
-def with_numbers(config: Any, settings: Mapping[str, Any]) -> Any:
+def with_numbers(config: Config, settings: Mapping[str, Any]) -> Config:
     """Return a nested configuration with fields replaced by dotted name."""
     for name, value in settings.items():
         first, _, rest = name.partition(".")
@@ -72,7 +79,7 @@ def with_numbers(config: Any, settings: Mapping[str, Any]) -> Any:
     return config
 
 
-def number_names(config: Any) -> list[str]:
+def number_names(config: object) -> list[str]:
     """Return the dotted names of the numbers of a configuration that may be data."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(config)
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]

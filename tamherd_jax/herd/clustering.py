@@ -103,7 +103,9 @@ class Assignment:
 
 
 def squared_distances(
-    gram: Float[np.ndarray, "N N"], cross: Float[np.ndarray, "B N"] | None = None, norms: Float[np.ndarray, " B"] | None = None
+    gram: Float[np.ndarray | Array, "N N"],
+    cross: Float[np.ndarray | Array, "B N"] | None = None,
+    norms: Float[np.ndarray | Array, " B"] | None = None,
 ) -> Float[np.ndarray, "B N"]:
     """Squared distances `[N, N]` between the tasks of a Gram `[N, N]`, or `[B, N]` from others with `cross` and `norms`."""
     gram = np.asarray(gram, np.float64)
@@ -116,7 +118,7 @@ def squared_distances(
     return distances
 
 
-def coordinates(gram: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N rank"]:
+def coordinates(gram: Float[np.ndarray | Array, "N N"]) -> Float[np.ndarray, "N rank"]:
     """Points `[N, rank]` with the Gram's distances, principal axes first and centred (classical scaling).
 
     Exact for inner products; for a Gram made of distances that are not Euclidean the imaginary axes are dropped. The sign
@@ -344,7 +346,7 @@ def _assignment(xp: Any, gram: Any, membership: Any, cross: Any, norms: Any) -> 
 
 
 def membership_weights(
-    labels: Integer[np.ndarray, " N"], task_ids: Integer[np.ndarray, " N"], n_tasks: int, k: int
+    labels: Integer[np.ndarray | Array, " N"], task_ids: Integer[np.ndarray | Array, " N"], n_tasks: int, k: int
 ) -> Float[np.ndarray, "K n_tasks"]:
     """Compute each member's training distribution, `[K, n_tasks]`: the tasks' shares among the samples in its cluster.
 
@@ -378,12 +380,12 @@ def adjusted_rand(labels: Any, truth: Any) -> float:
     return float(adjusted_rand_score(truth, labels))
 
 
-def purity(labels: Integer[np.ndarray, " N"], truth: Integer[np.ndarray, " N"]) -> float:
+def purity(labels: Integer[np.ndarray | Array, " N"], truth: Integer[np.ndarray | Array, " N"]) -> float:
     """Share of tasks that belong to their cluster's commonest true class."""
     return float(confusion_matrix(labels, truth).max(0).sum() / len(np.asarray(labels)))
 
 
-def confusion_matrix(labels: Integer[np.ndarray, " N"], truth: Integer[np.ndarray, " N"]) -> np.ndarray:
+def confusion_matrix(labels: Integer[np.ndarray | Array, " N"], truth: Integer[np.ndarray | Array, " N"]) -> np.ndarray:
     """Counts `[true classes, clusters]`, both in sorted order."""
     from sklearn.metrics.cluster import contingency_matrix
 
