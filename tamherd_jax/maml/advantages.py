@@ -4,14 +4,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
 
 from tamherd_jax.maml._checks import check_equal_shapes, check_rank
 
 AdvantageScale = Literal["std", "variance", "none"]
 
 
-def discounted_returns(rewards: Float[Array, "*b T"], discount: float) -> Float[Array, "*b T"]:
+def discounted_returns(rewards: jax.Array, discount: float) -> jax.Array:
     """Compute returns to go `G_t = r_t + gamma G_{t+1}`, `G_T = 0`.
 
     Args:
@@ -35,9 +34,7 @@ def discounted_returns(rewards: Float[Array, "*b T"], discount: float) -> Float[
     return jax.lax.scan(backward, jnp.zeros_like(rewards[0]), rewards, reverse=True)[1]
 
 
-def generalized_advantages(
-    rewards: Float[Array, "*b T"], values: Float[Array, "*b T"], valid: Shaped[Array, "*b T"], discount: float, lam: float
-) -> Float[Array, "*b T"]:
+def generalized_advantages(rewards: jax.Array, values: jax.Array, valid: jax.Array, discount: float, lam: float) -> jax.Array:
     """Compute generalised advantages `A_t = delta_t + gamma lambda A_{t+1}`, `delta_t = r_t + gamma V_{t+1} - V_t`.
 
     Values beyond the end of an episode, a time limit's included, count as zero; with lambda 1 this is `G_t - V_t`.
@@ -63,7 +60,7 @@ def generalized_advantages(
     return discounted_returns(jnp.where(valid > 0, rewards + discount * following - values, 0.0), discount * lam)
 
 
-def masked_mean(x: Float[Array, " *b"], valid: Shaped[Array, " *b"]) -> Float[Array, ""]:
+def masked_mean(x: jax.Array, valid: jax.Array) -> jax.Array:
     """Return the mean of `x` over the entries whose `valid` is 1, over all axes, `[]`; 0 if there are none.
 
     Raises:
@@ -73,9 +70,7 @@ def masked_mean(x: Float[Array, " *b"], valid: Shaped[Array, " *b"]) -> Float[Ar
     return jnp.sum(jnp.where(valid > 0, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1.0)
 
 
-def normalize_advantages(
-    advantages: Float[Array, " *b"], valid: Shaped[Array, " *b"], scale: AdvantageScale = "std"
-) -> Float[Array, " *b"]:
+def normalize_advantages(advantages: jax.Array, valid: jax.Array, scale: AdvantageScale = "std") -> jax.Array:
     """Centre advantages over the valid steps of one task's batch, then divide.
 
     `"std"`: `(A - mean) / (std + 1e-8)`. `"variance"`: `(A - mean) / (var + 1e-8)` with the unbiased variance, what garage and

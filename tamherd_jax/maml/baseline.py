@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax.lax import dot
-from jaxtyping import Array, Float, Shaped
 
 from tamherd_jax.maml._checks import check_equal_shapes, check_rank
 
@@ -23,7 +22,7 @@ _TIME_UNIT = 100.0  # steps
 _Pullback = Callable[[jax.Array], tuple[jax.Array, ...]]
 
 
-def linear_features(obs: Float[Array, "T O"]) -> Float[Array, "T F"]:
+def linear_features(obs: jax.Array) -> jax.Array:
     """Return the features `[clip(s, -10, 10), its square, tau, tau^2, tau^3, 1]`, `tau = t / 100`, of one episode.
 
     Args:
@@ -43,9 +42,7 @@ def linear_features(obs: Float[Array, "T O"]) -> Float[Array, "T F"]:
     return jnp.concatenate([clipped, clipped**2, tau, tau**2, tau**3, jnp.ones_like(tau)], axis=1)
 
 
-def linear_baseline(
-    obs: Float[Array, "R T O"], returns: Float[Array, "R T"], valid: Shaped[Array, "R T"]
-) -> Float[Array, "R T"]:
+def linear_baseline(obs: jax.Array, returns: jax.Array, valid: jax.Array) -> jax.Array:
     """Predict returns to go by ridge regression: `phi b` with `b = (Phi^T Phi + 1e-5 I)^-1 Phi^T G` over the valid steps.
 
     The fit is computed in float64 whatever the dtype of the arguments, since `Phi^T Phi` is singular in float32 for the
@@ -70,9 +67,7 @@ def linear_baseline(
     return fit(obs, returns, valid)
 
 
-def _fitted_values(
-    obs: Float[Array, "R T O"], returns: Float[Array, "R T"], valid: Shaped[Array, "R T"]
-) -> Float[Array, "R T"]:
+def _fitted_values(obs: jax.Array, returns: jax.Array, valid: jax.Array) -> jax.Array:
     """The fit where float64 is enabled.
 
     Products are `lax.dot`: those of `jax.numpy` name their dtype, which a later `vmap` with float64 disabled would truncate.
