@@ -17,6 +17,7 @@ from toy_pearl import TINY
 from tamherd_jax import Herd, track_progress
 from tamherd_jax.envs import Locomotion
 from tamherd_jax.experiments.results import is_finished
+from tamherd_jax.herd import numpy_policy
 from tamherd_jax.herd.artefact import AdaptedPolicy
 from tamherd_jax.herd.numpy_policy import forward
 from tamherd_jax.maml import MAML, MAMLConfig
@@ -99,7 +100,7 @@ def test_an_exported_policy_acts_as_the_learner_does(adapted, tmp_path):
 
 def test_the_forward_pass_needs_numpy_alone(adapted, tmp_path):
     np.savez(tmp_path / "policy.npz", **adapted.export())
-    (tmp_path / "policy.py").write_bytes(Path(forward.__code__.co_filename).read_bytes())
+    (tmp_path / "policy.py").write_bytes(Path(numpy_policy.__file__).read_bytes())
     program = """
 import sys, numpy
 before = set(sys.modules)
