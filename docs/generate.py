@@ -210,11 +210,12 @@ def modes_figure(runs: dict[str, RunFiles], preset: str) -> Figure:
     """Return the herd's lead over the single learner against the number of modes, all bodies and each, with 95% intervals."""
 
     def draw(axis: Axes) -> None:
-        for place, (run, analysis) in enumerate(runs_by_modes(runs, preset)):
+        for place, (run, analysis) in enumerate(compared):
+            bodies = run.results.task_set.bodies
             for one in analysis.comparisons:
-                x = place + (0.0 if one.body is None else 0.12 * (1 + run.results.task_set.bodies.index(one.body)))
+                x = place + (0.0 if one.body is None else 0.12 * (1 + bodies.index(one.body)))
                 low, high = one.difference.low, one.difference.high
-                colour = figures.INK if one.body is None else figures.COLOURS[run.results.task_set.bodies.index(one.body)]
+                colour = figures.INK if one.body is None else figures.COLOURS[bodies.index(one.body)]
                 axis.plot([x, x], [low, high], color=colour, linewidth=1.5)
                 label = tables.body_name(one.body) if place == most else None
                 axis.plot(x, one.difference.value, "s" if one.body is None else "o", color=colour, label=label)

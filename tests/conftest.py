@@ -19,6 +19,8 @@ from jaxtyping import install_import_hook
 from real_runs import RUNS
 
 CHECKED = ("fisher", "maml", "pearl", "herd", "envs", "distributions", "experiments")
+"""Packages and modules whose annotated arrays are checked while tests run; see array_shapes.py."""
+
 install_import_hook([f"tamherd_jax.{name}" for name in CHECKED], "array_shapes.checked")
 
 

@@ -105,8 +105,8 @@ TYPED = (
 
 @pytest.mark.parametrize("options", TYPED, ids=lambda options: options["preset"])
 def test_the_command_of_a_configuration_makes_it_again(options):
-    parser = [word for name, value in options.items() for word in words_of(name, value)]
-    config = new_config(tyro.cli(Run, args=parser))
+    typed = [word for name, value in options.items() for word in words_of(name, value)]
+    config = new_config(tyro.cli(Run, args=typed))
     command = shlex.split(run_command(config))
     assert command[:4] == ["tamherd", "run", "--preset", options["preset"]]
     assert new_config(tyro.cli(Run, args=command[2:])) == config

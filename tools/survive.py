@@ -27,6 +27,7 @@ KILL_AT = "KILL_AT_WRITE"
 """Environment variable: number of the write during which a run kills itself."""
 
 PATIENCE = 300  # seconds of one run
+HUNG = 124  # exit status, as of timeout(1)
 SIZES = (0.3, 0.6, 1.0, 2.0, 4.0)  # MB
 STAGES = ("probe", "herd and oracle", "single")
 FREE = 100_000  # bytes left of a disk that is filled
@@ -65,16 +66,13 @@ def start(out: Path, cache: Path, write: int = 0) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for a run; return its exit status and standard error.
-
-    Raises:
-      subprocess.TimeoutExpired: It hangs.
-    """
+    """Wait for a run; return its exit status and standard error, for one that hangs `HUNG` and a line that says so."""
     try:
         _, error = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise
+        process.communicate()
+        return HUNG, f"no end after {PATIENCE} s"
     return process.returncode, error
 
 
@@ -170,7 +168,9 @@ def fill(where: Path) -> None:
 
 
 def fault_of(status: int, error: str) -> str:
-    """Return what is wrong with how a run on a full disk ended: a traceback, or a failure without a word; else nothing."""
+    """Return what is wrong with how a run on a full disk ended: never, with a traceback, or without a word; else nothing."""
+    if status == HUNG:
+        return error
     if "Traceback" in error:
         return f"a traceback: {error}"
     return f"exit status {status} without a word" if status and not error.strip() else ""
@@ -188,16 +188,13 @@ def survive_disks(cache: Path, reference: dict[str, bytes]) -> list[str]:
                 while process.poll() is None and not (log.exists() and f'"{case}"' in log.read_text()):
                     time.sleep(0.01)
                 fill(where)
-            try:
-                status, error = finish(process)
-                fault = fault_of(status, error)
-            except subprocess.TimeoutExpired:
-                status, fault = -1, f"no end after {PATIENCE} s"
-            took, lines = time.perf_counter() - begin, len(error.splitlines())
+            status, error = finish(process)
+            fault, took, lines = fault_of(status, error), time.perf_counter() - begin, len(error.splitlines())
             enlarge(where)
-            if not fault and status:
-                status_after, error = finish(start(run, cache))
-                fault = f"with room again, exit status {status_after}: {error}" if status_after else difference(run, reference)
+            status_after, error = finish(start(run, cache)) if status else (0, "")
+            if status_after:
+                fault = fault or f"with room again, exit status {status_after}: {error}"
+            fault = fault or difference(run, reference)
             what = f"disk full while {case} trains" if isinstance(case, str) else f"disk of {case} MB"
             said = f"exit status {status} after {took:.0f} s, {lines} lines on stderr"
             print(f"{what}: {said}; {fault or 'with room again the same bytes'}", flush=True)

@@ -30,8 +30,8 @@ class Arm:
       stages: In which it trains and is tested.
       learner: The `MetaLearner` that trains; for a grouped arm the one of as many members as there can be.
       size: A, learners of a seed.
-      weights: What its learners train on: `all` tasks, the `modes` of the task set, one each, or its `clusters`,
-        one each.
+      weights: What its learners train on: `all` tasks, the `modes` of the task set, one each, or the `clusters` of the
+        training tasks, one each.
       assign: Which learner meets a test task: the `only` one, that of the task's `mode`, the member with the `nearest`
         centroid, one at `random`, or the member whose training tasks are in their `majority` of the task's mode.
       explore: Exploration episodes of a meta-test.
