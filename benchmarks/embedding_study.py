@@ -25,7 +25,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from tamherd_jax.envs import Locomotion, TaskSet, ml2
-from tamherd_jax.experiments.config import PROBES, ExperimentConfig
+from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.learners import make_probe_learner
 from tamherd_jax.experiments.presets import get_preset
 from tamherd_jax.herd import clustering
@@ -34,6 +34,7 @@ from tamherd_jax.herd.clustering import ClusteringConfig
 from tamherd_jax.herd.diagnostics import majority_modes
 from tamherd_jax.herd.embeddings import CHOICES, Embedding, EmbeddingConfig, Features
 from tamherd_jax.maml import MAML
+from tamherd_jax.registry.choices import PROBES
 
 LENGTHS = (0, 1, 5, 10, 20, 40)
 EMBEDDINGS = {

@@ -273,7 +273,7 @@ def test_evaluate_measures_other_numbers_of_shots(locomotion_run, capsys):
         (["RUN", "--task", "walker-forward", "--episodes", "0"], "episodes must be at least 1, not 0"),
         (["RUN", "--task", "walker-forward", "--shots", "1,x"], "shots are numbers of episodes from 0 to 1000"),
         (["RUN", "--task", "walker-0.5", "--test-tasks", "ml2-vel-between"], "of another kind than those trained on"),
-        (["RUN", "--task", "walker-forward", "--test-tasks", "ml5"], "unknown task set 'ml5'"),
+        (["RUN", "--task", "walker-forward", "--test-tasks", "ml5"], "invalid choice 'ml5'"),
         (["RUN"], "--task"),
         (["--task", "walker-forward"], "HERD"),
     ],

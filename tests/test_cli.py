@@ -9,11 +9,11 @@ import pytest
 
 from tamherd_jax import cli
 from tamherd_jax.envs import TASK_SETS
-from tamherd_jax.experiments.config import CONTROLS, PROBES
 from tamherd_jax.experiments.presets import PRESETS, get_preset
-from tamherd_jax.herd.clustering import METHODS, SELECTIONS
+from tamherd_jax.herd.clustering import METHODS
 from tamherd_jax.herd.embeddings import NAMES
 from tamherd_jax.physics import BACKENDS
+from tamherd_jax.registry import algorithms, choices
 from tamherd_jax.registry.algorithms import ALGORITHMS
 
 
@@ -25,16 +25,19 @@ def tamherd(*arguments, cwd=None):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "--preset", "nonsense"], "unknown preset 'nonsense'; choose from quick, paper-maml"),
+        (
+            ["run", "--preset", "nonsense"],
+            "invalid choice 'nonsense' for argument '--preset'. Expected one of ('quick',",
+        ),
         (["run", "--seeds", "-3"], "seeds must be at least 1, not -3"),
         (["run", "--seeds", "many"], "--seeds"),
         (["run", "--epochs", "0"], "member_epochs must be at least 1, not 0"),
-        (["run", "--tasks", "ml4"], "unknown task set 'ml4'; choose from ml2, ml2-vel, ml2-vel-between, ml2-params, ml3"),
+        (["run", "--tasks", "ml4"], "Expected one of ('ml2', 'ml2-vel', 'ml2-vel-between', 'ml2-params', 'ml3')"),
         (["run", "--tasks", "ml2-params", "--physics", "mjx"], "'mjx' takes no other bodies than cheetah, walker"),
         (["run", "--walker-frame-skip", "0"], "walker_frame_skip must be at least 1, not 0"),
         (["run", "--walker-frame-skip", "8", "--physics", "mjx"], "nor other time steps"),
-        (["run", "--physics", "bullet"], "unknown physics backend 'bullet'; choose from auto, mujoco, planar, mjx"),
-        (["run", "--algorithm", "ppo"], "unknown algorithm 'ppo'"),
+        (["run", "--physics", "bullet"], "Expected one of ('auto', 'planar', 'mujoco', 'mjx')"),
+        (["run", "--algorithm", "ppo"], "Expected one of ('maml', 'pearl')"),
         (["run", "--first-seed", "-1"], "first_seed must not be negative"),
         (["run", "--no-such-option"], "Unrecognized options: --no-such-option"),
         (["report", "nowhere"], "nowhere holds no finished run: results.json is missing"),
@@ -57,6 +60,13 @@ def test_mistakes_get_one_line_and_status_two(arguments, words, capsys, tmp_path
     assert not list(tmp_path.iterdir())  # nothing is left behind
 
 
+def test_every_name_that_can_be_chosen_is_implemented():
+    assert [*choices.TASK_SETS] == [*TASK_SETS]
+    assert {*choices.PHYSICS} == {"auto", *BACKENDS}
+    assert [*choices.EMBEDDINGS] == [*NAMES]
+    assert [*algorithms.PRESETS] == [*PRESETS]
+
+
 @pytest.mark.parametrize("command", ["run", "sweep", "embed"])
 def test_help_is_grouped_and_names_every_choice(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -64,13 +74,13 @@ def test_help_is_grouped_and_names_every_choice(command, capsys):
     text = capsys.readouterr().out
     words = set(re.findall(r"[a-z0-9-]+", text))
     assert stop.value.code == 0
-    assert {*ALGORITHMS, *METHODS, *SELECTIONS, *PROBES, *BACKENDS} <= words
+    assert {*ALGORITHMS, *METHODS, *choices.SELECTIONS, *choices.PROBES, *BACKENDS} <= words
     groups = re.findall(r"(?m)^\W+(\w+) options\W+$", text)
     if command == "embed":
         assert {*NAMES} <= words
         assert groups == ["method", "probes"]
     else:
-        assert {*PRESETS, *TASK_SETS, *CONTROLS} <= words
+        assert {*PRESETS, *TASK_SETS, *choices.CONTROLS} <= words
         assert groups == ["training", "method", "testing", "output", "scale"]
 
 

@@ -157,18 +157,18 @@ def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, ca
     ("arguments", "words"),
     [
         (["nowhere"], "nowhere holds no run: config.json is missing"),
-        (["--embedding", "fischer"], "unknown embedding 'fischer'"),
+        (["--embedding", "fischer"], "invalid choice 'fischer'"),
         (
             ["--embedding", "latent"],
             "embedding latent is a probe's posterior over a latent; it needs algorithm pearl, not maml",
         ),
-        (["--metric", "manhattan"], "embedding metric is one of euclidean, cosine"),
-        (["--linkage", "centroid"], "clustering method is one of ward"),
+        (["--metric", "manhattan"], "invalid choice 'manhattan' for argument '--metric'"),
+        (["--linkage", "centroid"], "Expected one of ('ward', 'average'"),
         (["--clusters", "0"], "clusters is a positive number or 'auto'"),
         (["--choose-by", "gap"], "it needs --clusters auto"),
         (["--test-probes", "0"], "test probes must be at least 1"),
-        (["--preset", "nonsense"], "unknown preset"),
-        (["--probe", "psychic"], "a probe is one of meta, multitask, discriminative, not 'psychic'"),
+        (["--preset", "nonsense"], "invalid choice 'nonsense'"),
+        (["--probe", "psychic"], "Expected one of ('meta', 'multitask', 'discriminative')"),
         (["--probe", "multitask", "--algorithm", "pearl"], "a multitask probe is a meta-learner without its inner step"),
     ],
 )
@@ -207,9 +207,9 @@ def test_options_for_fresh_probes_contradict_a_directory(tmp_path, capsys):
     ("options", "words"),
     [
         (["--embedding", "latent"], "it needs algorithm pearl"),
-        (["--embedding", "nonsense"], "unknown embedding 'nonsense'"),
+        (["--embedding", "nonsense"], "invalid choice 'nonsense'"),
         (["--clusters", "-1"], "clusters is a positive number or 'auto'"),
-        (["--normalisation", "sigmoid"], "embedding reward is one of"),
+        (["--normalisation", "sigmoid"], "Expected one of ('max', 'absolute', 'none', 'raw')"),
         (["--probe-epochs", "-1"], "probe_epochs must not be negative"),
         (
             ["--probe", "discriminative", "--algorithm", "pearl"],

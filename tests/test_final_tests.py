@@ -92,7 +92,7 @@ def test_tasks_in_between_are_of_the_same_kind():
         (("--shots", "1,x"), "shots are numbers of episodes"),
         (("--shots", "1,1"), "shots must be different numbers"),
         (("--test-tasks", "ml2"), "test_tasks need shots"),
-        (("--shots", "1", "--test-tasks", "ml5"), "unknown task set 'ml5'"),
+        (("--shots", "1", "--test-tasks", "ml5"), "invalid choice 'ml5'"),
     ],
 )
 def test_mistakes_get_one_line_and_write_nothing(monkeypatch, capsys, tmp_path, arguments, complaint):

@@ -15,7 +15,6 @@ from tamherd_jax.experiments import presets, runner
 from tamherd_jax.experiments.assignment import assign_test_tasks
 from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.clustering import cluster_by_trained_probe
-from tamherd_jax.experiments.config import CONTROLS
 from tamherd_jax.experiments.early import upcoming
 from tamherd_jax.experiments.keys import learner_keys
 from tamherd_jax.experiments.presets import get_preset, parse_controls, preset_name
@@ -28,6 +27,7 @@ from tamherd_jax.experiments.training import new_faults, train_arms, untrained_p
 from tamherd_jax.experiments.writing import run_curves, write_results
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.herd.embeddings import EmbeddingConfig
+from tamherd_jax.registry.choices import CONTROLS
 
 HERDS = ("herd", "random-assignment", "oracle-assignment", "random-clusters", "untrained-probe")
 EPOCHS = {"single": 4, "double-gradient": 4, "oracle": 3} | dict.fromkeys(HERDS, 3)

@@ -8,10 +8,11 @@ import pytest
 from toy import toy_config, toy_experiment
 from toy_pearl import pearl_experiment
 
-from tamherd_jax.experiments.config import PROBES, ExperimentConfig
+from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.snapshot import apply_snapshot, take_snapshot
 from tamherd_jax.experiments.state import member_weights
 from tamherd_jax.experiments.writing import make_results, run_curves
+from tamherd_jax.registry.choices import PROBES
 from tamherd_jax.reporting.run_files import arm_curve
 
 CONFIG = toy_config(probe="discriminative", probe_epochs=2, member_epochs=1, single_epochs=3)

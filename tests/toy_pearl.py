@@ -2,9 +2,10 @@
 
 from goal_mass import GoalMass, goal_tasks
 
-from tamherd_jax.experiments.config import CONTROLS, ExperimentConfig
+from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.pearl import PEARLConfig
+from tamherd_jax.registry.choices import CONTROLS
 
 TINY = PEARLConfig(
     horizon=5,

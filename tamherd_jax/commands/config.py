@@ -10,17 +10,17 @@ from typing import Annotated
 import tyro
 
 from tamherd_jax.commands import mistakes_of_the_user
-from tamherd_jax.commands.options import option
+from tamherd_jax.commands.options import one_of, option
+from tamherd_jax.commands.run_options import ALGORITHM, PRESET
+from tamherd_jax.registry.algorithms import ALGORITHMS, PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Print every setting of an experiment with its value and meaning, as TOML that tamherd run --config reads."""
 
-    preset: Annotated[str | None, option("NAME")] = None
-    """The preset. By default quick."""
-    algorithm: Annotated[str | None, option("NAME")] = None
-    """The meta-learner. By default the preset's."""
+    preset: Annotated[str | None, one_of(PRESETS), option("NAME", PRESET)] = None
+    algorithm: Annotated[str | None, one_of(ALGORITHMS), option("NAME", ALGORITHM)] = None
     config: Annotated[Path | None, option("FILE")] = None
     """Settings in place of the preset's: a TOML file, or a JSON file such as a run's config.json."""
     set: Annotated[tuple[str, ...], option("NAME=VALUE"), tyro.conf.UseAppendAction] = ()

@@ -11,29 +11,28 @@ import tyro
 from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
-from tamherd_jax.commands.options import by_name, option
-from tamherd_jax.registry.algorithms import get_algorithm, names_with
+from tamherd_jax.commands.options import by_name, listed, one_of, option, some_of
+from tamherd_jax.commands.run_options import ALGORITHM, PRESET, PROBE
+from tamherd_jax.registry.algorithms import ALGORITHMS, PRESETS, get_algorithm, names_with
+from tamherd_jax.registry.choices import EMBEDDINGS, PHYSICS, PROBES
+
+EMBEDDING = listed("Embeddings", EMBEDDINGS, "By default the panels of the paper's Figures 3 and 4.")
 
 
 @dataclasses.dataclass(frozen=True)
 class FreshProbes:
     """Probes that are trained on the spot, where no run directory is given. Where an option is left out, the preset decides."""
 
-    preset: Annotated[str | None, option("NAME")] = None
-    """By default quick."""
-    algorithm: Annotated[str | None, option("NAME")] = None
-    """The meta-learner: maml or pearl."""
-    probe: Annotated[str | None, option("NAME")] = None
-    """How the probes learn: meta (the default) or, with MAML, multitask, without the inner step, or discriminative, multitask
-    and rewarded for telling tasks apart."""
+    preset: Annotated[str | None, one_of(PRESETS), option("NAME", PRESET)] = None
+    algorithm: Annotated[str | None, one_of(ALGORITHMS), option("NAME", ALGORITHM)] = None
+    probe: Annotated[str | None, one_of(PROBES), option("NAME", PROBE)] = None
     probe_epochs: Annotated[int | None, option("N")] = None
     """Epochs of the probes; 0 leaves them untrained."""
     seeds: Annotated[int | None, option("N")] = None
     """Number of probes."""
     first_seed: Annotated[int | None, option("N")] = None
     """The seeds are this one and those that follow."""
-    physics: Annotated[str | None, option("NAME")] = None
-    """auto, planar, mujoco (MuJoCo C) or mjx."""
+    physics: Annotated[str | None, one_of(PHYSICS), option("NAME", listed("Physics", PHYSICS))] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +41,7 @@ class Embed:
 
     directory: Annotated[Path | None, tyro.conf.Positional, option("[DIR]")] = None
     """A run directory. Without it, probes are trained on the spot."""
-    embedding: Annotated[tuple[str, ...], option("NAME ...")] = ()
-    """fisher, fisher-expected, fisher-diagonal, fisher-last-layer, fisher-kronecker, fisher-projection, transition, gradient,
-    log-gradient; latent, latent-wasserstein, latent-kl with PEARL. By default the panels of the paper's Figures 3 and 4."""
+    embedding: Annotated[tuple[str, ...], some_of(EMBEDDINGS), option("NAME ...", EMBEDDING)] = ()
     tasks_per_mode: Annotated[int | None, option("N")] = None
     """Training tasks for each task of the set; 50 in the paper's figures. By default as many as the run clusters."""
     test_probes: Annotated[int, tyro.conf.arg(metavar="N")] = 10

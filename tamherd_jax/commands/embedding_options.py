@@ -5,23 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from tamherd_jax.commands.options import option
+from tamherd_jax.commands.options import listed, one_of, option
+from tamherd_jax.registry.choices import CLUSTERING_METHODS, METRICS, REWARD_WEIGHTS, SELECTIONS
+
+NORMALISATION = listed("Reward weights of an embedding", REWARD_WEIGHTS)
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingOptions:
     """How tasks are embedded and clustered. Where an option is left out, the preset or the run decides."""
 
-    normalisation: Annotated[str | None, option("NAME")] = None
-    """Reward weights of an embedding: none, max (the paper's r / max r, with a guard), absolute or raw."""
-    metric: Annotated[str | None, option("NAME")] = None
-    """euclidean (Frobenius) or cosine."""
-    linkage: Annotated[str | None, option("NAME")] = None
-    """Clustering: ward, average, complete, single, kmeans, spectral or hdbscan."""
+    normalisation: Annotated[str | None, one_of(REWARD_WEIGHTS), option("NAME", NORMALISATION)] = None
+    metric: Annotated[str | None, one_of(METRICS), option("NAME", listed("Distance of embeddings", METRICS))] = None
+    linkage: Annotated[str | None, one_of(CLUSTERING_METHODS), option("NAME", listed("Clustering", CLUSTERING_METHODS))] = None
     clusters: Annotated[int | Literal["auto"] | None, option("N|auto")] = None
     """Number of clusters, or auto to choose it from the embeddings, for each seed by itself."""
-    choose_by: Annotated[str | None, option("NAME")] = None
-    """What auto maximises: silhouette, gap or stability."""
+    choose_by: Annotated[str | None, one_of(SELECTIONS), option("NAME", listed("What auto maximises", SELECTIONS))] = None
 
     def clustering(self, base: Any) -> Any:
         """`base`, a `ClusteringConfig`, with what was asked for.

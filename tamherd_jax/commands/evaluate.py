@@ -6,15 +6,16 @@ import dataclasses
 from typing import Annotated, Any
 
 from tamherd_jax.commands import check_count, mistakes_of_the_user, new_console, parse_shots
-from tamherd_jax.commands.options import option
+from tamherd_jax.commands.options import one_of, option
 from tamherd_jax.commands.trained_herd import HerdOptions, find_herd
+from tamherd_jax.registry.choices import TASK_SETS
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(HerdOptions):
     """Assign a trained herd of a run to a task, adapt its member, and print what was done."""
 
-    test_tasks: Annotated[str | None, option("NAME")] = None
+    test_tasks: Annotated[str | None, one_of(TASK_SETS), option("NAME")] = None
     """The task set that the task is of, where the herd was trained on another, such as ml2-vel-between after ml2-vel."""
     shots: Annotated[str | None, option("COUNTS")] = None
     """Measure the member also after other numbers of exploration episodes, such as 0,1,2,5,10."""

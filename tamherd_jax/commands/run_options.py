@@ -9,20 +9,27 @@ from typing import Annotated
 import tyro
 
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
-from tamherd_jax.commands.options import option
+from tamherd_jax.commands.options import listed, one_of, option
+from tamherd_jax.registry.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, PRESETS
+from tamherd_jax.registry.choices import CONTROLS, EMBEDDINGS, PHYSICS, PROBES, TASK_SETS
+
+PRESET = listed("The preset", PRESETS, f"By default {ALGORITHMS[DEFAULT_ALGORITHM].default_preset}.")
+ALGORITHM = listed("The meta-learner", {name: f"its default preset is {a.default_preset}" for name, a in ALGORITHMS.items()})
+PROBE = listed("The probe", PROBES, "By default meta.")
+_WITH_ALL = [name for a in ALGORITHMS.values() for name, fields in a.presets.items() if fields.get("controls") == "all"]
+CONTROL_ARMS = (
+    f"Further arms: all, none, or some of {', '.join(CONTROLS)}, with commas between them. "
+    f"By default all in {', '.join(_WITH_ALL)}, elsewhere the preset's."
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
     """What is trained, on what, and for how long. Where an option is left out, the preset decides."""
 
-    preset: Annotated[str | None, option("NAME")] = None
-    """quick (default, minutes on two cores), tuned-maml, paper-maml (the paper's Table 3), long-maml; quick-pearl, tuned-pearl,
-    paper-pearl (the paper's Table 4)."""
-    algorithm: Annotated[str | None, option("NAME")] = None
-    """The meta-learner: maml or pearl. With pearl the default preset is quick-pearl."""
-    tasks: Annotated[str | None, option("NAME")] = None
-    """The task set: ml2 (default), ml2-vel or ml2-vel-between (target velocities), ml2-params (perturbed bodies), ml3."""
+    preset: Annotated[str | None, one_of(PRESETS), option("NAME", PRESET)] = None
+    algorithm: Annotated[str | None, one_of(ALGORITHMS), option("NAME", ALGORITHM)] = None
+    tasks: Annotated[str | None, one_of(TASK_SETS), option("NAME", listed("The task set", TASK_SETS))] = None
     seeds: Annotated[int | None, option("N")] = None
     """Number of seeds; all train together."""
     first_seed: Annotated[int | None, option("N")] = None
@@ -31,8 +38,7 @@ class TrainingOptions:
     """Epochs of every herd member and oracle learner; the single learner's follow."""
     stop_at: Annotated[float | None, option("RETURN")] = None
     """End the herd's training, and then the single learner's, once its mean return reaches this in three tests in a row."""
-    physics: Annotated[str | None, option("NAME")] = None
-    """auto (default), planar, mujoco (MuJoCo C) or mjx. auto is planar, in the form that suits the device."""
+    physics: Annotated[str | None, one_of(PHYSICS), option("NAME", listed("Physics", PHYSICS))] = None
     walker_frame_skip: Annotated[int | None, option("N")] = None
     """Physics steps of 0.002 s in an environment step of the walker: by default 4, as in gymnasium; ProMP's has 8."""
     config: Annotated[Path | None, option("FILE")] = None
@@ -45,18 +51,13 @@ class TrainingOptions:
 class MethodOptions(EmbeddingOptions):
     """How the herd comes about: probe, embedding, clusters, and the controls beside it."""
 
-    embedding: Annotated[str | None, option("NAME")] = None
-    """How tasks are embedded; fisher, transition, gradient, latent or another name that tamherd embed --help lists."""
-    probe: Annotated[str | None, option("NAME")] = None
-    """The probe: meta, the single learner stopped early (default), or with MAML one of its own: multitask, without the inner
-    step, or discriminative, multitask and rewarded for telling tasks apart."""
+    embedding: Annotated[str | None, one_of(EMBEDDINGS), option("NAME", listed("How tasks are embedded", EMBEDDINGS))] = None
+    probe: Annotated[str | None, one_of(PROBES), option("NAME", PROBE)] = None
     probe_epochs: Annotated[int | None, option("N")] = None
     """Epochs after which the probe is frozen; 0 leaves it untrained."""
     reuse_probe: Annotated[bool, option(), tyro.conf.FlagCreatePairsOff] = False
     """Herd members of PEARL start from the probe's replay of their tasks, not from a fresh initial collection."""
-    controls: Annotated[str | None, option("NAMES")] = None
-    """Further arms: all, none, or some of random-assignment, oracle-assignment, random-clusters, untrained-probe,
-    double-gradient, with commas between them. By default all in paper-maml, paper-pearl and long-maml, else none."""
+    controls: Annotated[str | None, option("NAMES", CONTROL_ARMS)] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TestingOptions:
 
     shots: Annotated[str | None, option("COUNTS")] = None
     """Test the trained learners also after other numbers of exploration episodes, such as 0,1,2,5,10."""
-    test_tasks: Annotated[str | None, option("NAME")] = None
+    test_tasks: Annotated[str | None, one_of(TASK_SETS), option("NAME")] = None
     """Task set of these last tests, such as ml2-vel-between after training on ml2-vel. By default that of training."""
 
 

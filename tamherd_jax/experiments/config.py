@@ -19,6 +19,7 @@ from tamherd_jax.registry.algorithms import (
     names_with,
 )
 from tamherd_jax.registry.bodies import ADJUSTABLE_FRAME_SKIP
+from tamherd_jax.registry.choices import CONTROLS, PROBES
 from tamherd_jax.validation import Limit, NonNegativeInt, PositiveFloat, at_least, check_fields
 
 FORMAT = 1
@@ -31,22 +32,8 @@ MAX_SHOTS = 1000
 """Most exploration episodes of a test."""
 MAX_SEED = 2**32 - 1
 """JAX makes random keys of 32 bits: the seed after this one would have the keys of seed 0."""
-CONTROLS = {
-    "random-assignment": "the trained herd, each test task given to a member at random",
-    "oracle-assignment": "the trained herd, each test task given to the member that trained most on its body",
-    "random-clusters": "a herd whose members train on random halves of the training tasks",
-    "untrained-probe": "a herd whose training and test tasks are embedded with a probe that never trained",
-    "double-gradient": "a single learner that takes twice the gradient steps, as many as a herd of two",
-}
-"""Further arms that a run may have, and what each is."""
 _NEEDS = {"double-gradient": "gradient_steps"}
 """Capability of the algorithm (attribute of its registry entry) that a control needs."""
-PROBES = {
-    "meta": "the single learner, stopped early",
-    "multitask": "the meta-learner without its inner step: one policy for all tasks",
-    "discriminative": "a multitask probe that is also rewarded for telling tasks apart (see `herd.information`)",
-}
-"""Kinds of probe. One that is not `meta` is a learner of its own, an arm with the kind's name."""
 
 
 def all_controls(algorithm: str) -> tuple[str, ...]:
@@ -80,7 +67,7 @@ class ExperimentConfig:
       physics: backend name.
       expected_action_scale: environment actions are `clip(a / scale, -1, 1)`; garage has 10 for MAML, 1 for PEARL.
       walker_frame_skip: physics steps of 0.002 s in an environment step of the walker: gymnasium's 4, or ProMP's 8.
-      probe: kind of the probe, of `PROBES`.
+      probe: kind of the probe, of `registry.choices.PROBES`.
       probe_epochs: epochs after which the probe is frozen; 0 for one that is not trained.
       reuse_probe: members copy the probe's replay of their tasks, and do not prefill their own.
       member_epochs: epochs of every herd member and oracle learner.
@@ -98,7 +85,7 @@ class ExperimentConfig:
         the herd has had it in three tests in a row, that of the single learner likewise; None trains all epochs.
       shots: numbers of exploration episodes that the trained learners are tested with at the end, besides the usual one.
       test_tasks: name of the task set of these last tests, by default that of training.
-      controls: further arms, of `CONTROLS`.
+      controls: further arms, of `registry.choices.CONTROLS`.
       embedding, clustering: settings of the parts. One more field per algorithm of the registry, named after it, holds the
         settings of that algorithm.
     """

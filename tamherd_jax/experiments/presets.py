@@ -14,7 +14,7 @@ from tamherd_jax.registry.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, Algor
 
 def _preset(name: str, entry: Algorithm, fields: Fields) -> ExperimentConfig:
     """Build a preset from its entry's fields."""
-    changes = dict(fields)
+    changes = {key: value for key, value in fields.items() if key != "about"}
     if "settings" in changes:
         changes[entry.name] = changes.pop("settings")
     if changes.get("controls") == "all":

@@ -18,8 +18,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Integer
 
-METHODS = ("ward", "average", "complete", "single", "kmeans", "spectral", "hdbscan")
-SELECTIONS = ("silhouette", "gap", "stability")
+from tamherd_jax.registry.choices import CLUSTERING_METHODS, SELECTIONS
+
+METHODS = tuple(CLUSTERING_METHODS)
 
 # Resampling: pairs of subsamples per K, the share of tasks in each, and the mean agreement that counts as stable.
 RESAMPLES, SHARE, STABLE = 20, 0.8, 0.9

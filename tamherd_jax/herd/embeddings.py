@@ -19,6 +19,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from tamherd_jax import distributions, fisher
+from tamherd_jax.registry.choices import METRICS, REWARD_WEIGHTS
 from tamherd_jax.types import Episodes, Params, PyTree
 
 Apply: TypeAlias = Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]
@@ -30,8 +31,8 @@ CHOICES = {
     "kind": ("fisher", "transition", "latent", "gradient"),
     "form": ("gram", "diagonal", "last_layer", "kronecker", "projection"),
     "expectation": ("sample", "closed_form"),
-    "reward": ("max", "absolute", "none", "raw"),
-    "metric": ("euclidean", "cosine"),
+    "reward": tuple(REWARD_WEIGHTS),
+    "metric": tuple(METRICS),
     "density": ("density", "log"),
     "latent": ("mean", "wasserstein", "kl"),
 }

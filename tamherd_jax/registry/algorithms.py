@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tamherd_jax.registry.choices import Choices
+
 if TYPE_CHECKING:
     from tamherd_jax.types import MetaLearner, TaskEnv
 
@@ -64,7 +66,8 @@ class Algorithm:
       build: `(env, settings, share) -> learner`.
       sizes: constructor arguments of the learner class besides environment and configuration, which saved herds record.
       former_sizes: their names in herds of earlier releases, to those of today.
-      presets: name to fields of `ExperimentConfig`; the algorithm's settings under `"settings"`, and `"all"` for all controls.
+      presets: name to fields of `ExperimentConfig`; what it is in a few words under `"about"`, the algorithm's settings under
+        `"settings"`, and `"all"` for all controls.
       default_preset: the preset where the user names only the algorithm.
       panels: embeddings that `tamherd embed` shows by default.
       build_plain: `(env, settings, share, train_reward) -> learner` of one policy for all tasks, without the inner step; None
@@ -221,6 +224,7 @@ _MAML = Algorithm(
     panels=("fisher", "transition", "gradient"),
     presets={
         "quick": {
+            "about": "minutes on two cores",
             "probe_epochs": 8,
             "member_epochs": 24,
             "single_epochs": 33,
@@ -229,8 +233,9 @@ _MAML = Algorithm(
             "embedding": _FISHER,
             "settings": _QUICK_MAML,
         },
-        "paper-maml": {"seeds": 10, "controls": "all", "settings": _LITERAL_MAML},
+        "paper-maml": {"about": "the paper's Table 3", "seeds": 10, "controls": "all", "settings": _LITERAL_MAML},
         "tuned-maml": {
+            "about": "what learns best here",
             "seeds": 10,
             "member_epochs": 240,
             "single_epochs": 251,
@@ -239,6 +244,7 @@ _MAML = Algorithm(
             "settings": _LONG_TUNED_MAML,
         },
         "long-maml": {
+            "about": "paper-maml with garage's 300 epochs",
             "seeds": 10,
             "member_epochs": 300,
             "single_epochs": 311,
@@ -270,6 +276,7 @@ _PEARL = Algorithm(
     gradient_steps=True,
     presets={
         "quick-pearl": {
+            "about": "minutes on two cores",
             "probe_epochs": 5,
             "member_epochs": 24,
             "single_epochs": 30,
@@ -279,6 +286,7 @@ _PEARL = Algorithm(
             **_PEARL_COUNTS,
         },
         "tuned-pearl": {
+            "about": "what learns best here",
             "seeds": 10,
             "probe_epochs": 4,
             "member_epochs": 100,
@@ -290,6 +298,7 @@ _PEARL = Algorithm(
             **_PEARL_COUNTS,
         },
         "paper-pearl": {
+            "about": "the paper's Table 4",
             "seeds": 10,
             "probe_epochs": 1,
             "member_epochs": 100,
@@ -312,6 +321,9 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType({entry.name: entry for en
 
 DEFAULT_ALGORITHM = next(iter(ALGORITHMS))
 """Algorithm of a configuration that names none."""
+
+PRESETS: Choices = {name: fields["about"] for entry in ALGORITHMS.values() for name, fields in entry.presets.items()}
+"""Presets of all algorithms, and what each is."""
 
 
 def get_algorithm(name: str) -> Algorithm:
