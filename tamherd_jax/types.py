@@ -232,6 +232,11 @@ class ReplayLearner(Protocol):
         ...
 
 
+def without_replay(learner: MetaLearner, state: PyTree) -> PyTree:
+    """Return the part of a state, or of a batch of them, that probes, adapts and may become non-finite."""
+    return learner.without_replay(state) if isinstance(learner, ReplayLearner) else state
+
+
 @runtime_checkable
 class LatentLearner(Protocol):
     """Further functions of a `MetaLearner` that infers a latent of each task; ask with `isinstance`."""

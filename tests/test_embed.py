@@ -113,7 +113,7 @@ def test_figure_is_written(tmp_path, projection):
 @pytest.fixture
 def toy_world(monkeypatch):
     """`tamherd embed` on the point mass."""
-    monkeypatch.setitem(presets.PRESETS, "toy", toy_config(seeds=2))
+    monkeypatch.setitem(presets.PRESETS, "quick", toy_config(seeds=2))
     whole = partial(runner.Experiment, env=PointMass(), task_set=point_tasks())
     monkeypatch.setattr(runner, "Experiment", whole)
 
@@ -135,7 +135,7 @@ def check_outputs(directory, names, seeds=2):
 
 
 def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, capsys):
-    embed("--preset", "toy", "--embedding", "transition", "gradient", "--test-probes", 2, "--out", tmp_path / "fresh")
+    embed("--embedding", "transition", "gradient", "--test-probes", 2, "--out", tmp_path / "fresh")
     rows = check_outputs(tmp_path / "fresh", ("transition", "gradient"))["rows"]
     assert rows[0]["clusters"] == 2
     assert sum(map(sum, rows[0]["test"]["assigned_to"])) == 8

@@ -15,12 +15,12 @@ from tamherd_jax.envs import Locomotion
 from tamherd_jax.experiments.arms import EMBEDDINGS, MEMBERS, SINGLE
 from tamherd_jax.experiments.herds import episode_counts
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import Programs, embedded_shapes, settings_of, state_shapes, with_axes, without_replay
+from tamherd_jax.experiments.programs import Programs, embedded_shapes, settings_of, state_shapes, with_axes
 from tamherd_jax.experiments.state import RunState
 from tamherd_jax.experiments.training import batches
 from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.parallel import LearnerMap, cores
-from tamherd_jax.types import PyTree
+from tamherd_jax.types import PyTree, without_replay
 
 if TYPE_CHECKING:
     from tamherd_jax.experiments.run import Progress

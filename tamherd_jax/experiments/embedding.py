@@ -12,7 +12,7 @@ from flax import struct
 from tamherd_jax.envs.tasks import TaskSet
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.herd import clustering
-from tamherd_jax.herd.algorithm import embed_experience, stratified_tasks
+from tamherd_jax.herd.algorithm import probe_tasks, stratified_tasks
 from tamherd_jax.herd.diagnostics import describe_assignment, describe_clusters
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig, Features
 from tamherd_jax.types import MetaLearner, PyTree
@@ -55,25 +55,14 @@ def embed_with_probe(
       key: consumed.
       probe: the probe's state.
     """
-    keys = jax.random.split(key, 2)
-
-    def features(key: jax.Array, tasks: PyTree, episodes: int) -> dict[str, Features]:
-        def one(key: jax.Array, task: PyTree) -> dict[str, Features]:
-            rollout_key, score_key = jax.random.split(key)
-            policy, experience = learner.probe(rollout_key, probe, task, episodes)
-            return {
-                name: embed_experience(learner, Embedding(embedding), score_key, probe, policy, experience)
-                for name, embedding in embeddings.items()
-            }
-
-        return jax.vmap(one)(jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0]), tasks)
-
-    training = features(keys[0], tasks, config.embedding_episodes)
-    probes = features(keys[1], test_tasks, config.probe_test_episodes)
-    return {name: _embedded(Embedding(embeddings[name]), training[name], probes[name]) for name in embeddings}
+    training_key, test_key = jax.random.split(key, 2)
+    all_ways = {name: Embedding(embedding) for name, embedding in embeddings.items()}
+    training, _ = probe_tasks(learner, all_ways, training_key, probe, tasks, config.embedding_episodes)
+    probes, _ = probe_tasks(learner, all_ways, test_key, probe, test_tasks, config.probe_test_episodes)
+    return {name: _embedded(embedding, training[name], probes[name]) for name, embedding in all_ways.items()}
 
 
-def _embedded(embedding: Any, training: Features, probes: Features) -> EmbeddedProbe:
+def _embedded(embedding: Embedding, training: Features, probes: Features) -> EmbeddedProbe:
     return EmbeddedProbe(
         embedding.self_gram(training), embedding.gram(probes, training), embedding.norms(probes), training.guard
     )

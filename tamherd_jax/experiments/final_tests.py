@@ -12,8 +12,9 @@ from tamherd_jax.envs import TaskSet, get_task_set
 from tamherd_jax.experiments.assignment import assign_test_tasks
 from tamherd_jax.experiments.keys import FINAL_EPOCH, role_keys
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import make_programs, settings_of, without_replay
+from tamherd_jax.experiments.programs import make_programs, settings_of
 from tamherd_jax.experiments.state import RunState
+from tamherd_jax.types import without_replay
 
 ARMS = ("oracle", "single", "herd")
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import without_replay
 from tamherd_jax.experiments.state import RunState, member_counts
 from tamherd_jax.experiments.writing import excluded
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
+from tamherd_jax.types import without_replay
 
 
 def trained_herd(plan: Plan, state: RunState, index: int) -> Herd:

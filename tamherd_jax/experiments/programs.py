@@ -27,7 +27,7 @@ from tamherd_jax.herd.algorithm import (
     stratified_tasks,
 )
 from tamherd_jax.parallel import LearnerMap, map_learners
-from tamherd_jax.types import MetaLearner, PyTree, ReplayLearner
+from tamherd_jax.types import MetaLearner, PyTree, ReplayLearner, without_replay
 
 Numbers = Mapping[str, Any]
 """Numbers of a learner's configuration by dotted name, `[]` each; see `learners.tuned`."""
@@ -144,11 +144,6 @@ def with_axes(shapes: PyTree, *axes: int) -> PyTree:
 def init_learner(plan: Plan, key: jax.Array, settings: Numbers = AS_PLANNED) -> PyTree:
     """Return the fresh state of one learner, the same for all arms, from epoch 0 of its key."""
     return tuned(plan.learner, settings).init(jax.random.fold_in(key, 0))
-
-
-def without_replay(learner: MetaLearner, state: PyTree) -> PyTree:
-    """Return the part of a state, or of a batch of them, that probes, adapts and may become non-finite."""
-    return learner.without_replay(state) if isinstance(learner, ReplayLearner) else state
 
 
 def copy_replay(learner: ReplayLearner, state: PyTree, probe: PyTree, weights: jax.Array) -> PyTree:

@@ -14,12 +14,12 @@ from tamherd_jax.codec import named_arrays, named_shapes, restore_tree
 from tamherd_jax.experiments.arms import EMBEDDINGS, STAGES
 from tamherd_jax.experiments.curves import ArmCurves
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import embedded_shapes, state_shapes, with_axes, without_replay
+from tamherd_jax.experiments.programs import embedded_shapes, state_shapes, with_axes
 from tamherd_jax.experiments.state import ClusteredTasks, RunState
 from tamherd_jax.herd.clustering import Clusters
 from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.replay import ReplayBuffer
-from tamherd_jax.types import PyTree
+from tamherd_jax.types import PyTree, without_replay
 from tamherd_jax.validation import PositiveInt
 
 

@@ -18,10 +18,11 @@ from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.herds import write_herds
 from tamherd_jax.experiments.learners import number_names
 from tamherd_jax.experiments.plan import Plan, make_plan
-from tamherd_jax.experiments.programs import state_shapes, without_replay
+from tamherd_jax.experiments.programs import state_shapes
 from tamherd_jax.experiments.settings import flat_settings, parse_value, unknown_setting, with_settings
 from tamherd_jax.experiments.state import ClusteredTasks, RunState
 from tamherd_jax.experiments.writing import write_results
+from tamherd_jax.types import without_replay
 
 FORMAT = 1
 FILE = "sweep.json"

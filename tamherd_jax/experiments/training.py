@@ -15,10 +15,10 @@ from jaxtyping import Float, Integer
 from tamherd_jax.experiments.arms import Arm
 from tamherd_jax.experiments.keys import learner_keys
 from tamherd_jax.experiments.plan import Plan
-from tamherd_jax.experiments.programs import Programs, float_arrays, settings_of, without_replay
+from tamherd_jax.experiments.programs import Programs, float_arrays, settings_of
 from tamherd_jax.experiments.state import RunState, learner_faults, member_counts, training_weights
 from tamherd_jax.parallel import concatenate, one_program
-from tamherd_jax.types import MetaLearner, PyTree, ReplayLearner
+from tamherd_jax.types import MetaLearner, PyTree, ReplayLearner, without_replay
 
 Outputs = tuple[PyTree, PyTree, PyTree]
 """Per-epoch outputs of learners: states without replay, `EpochMetrics` and faults, leaves `[L, E, ...]`."""

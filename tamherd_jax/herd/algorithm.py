@@ -52,27 +52,30 @@ class TestResult:
 
 
 def probe_tasks(
-    learner: MetaLearner, embedding: Embedding, key: jax.Array, probe: PyTree, tasks: PyTree, episodes: int
-) -> tuple[Features, jax.Array]:
+    learner: MetaLearner, embedding: PyTree, key: jax.Array, probe: PyTree, tasks: PyTree, episodes: int
+) -> tuple[PyTree, jax.Array]:
     """Embed tasks from the probe's experience in each (Algorithm 1 line 2; Algorithm 2 line 1).
 
     Args:
       learner: the probe's meta-learner.
-      embedding: the task embedding.
+      embedding: the task embedding; or a tree of several, which embed the same episodes.
       key: consumed.
       probe: the probe's state.
       tasks: leaves `[D, ...]`.
       episodes: static number of probe episodes a task.
 
     Returns:
-      Features with leaves `[D, ...]` and the environment steps taken, `[]`.
+      `Features` with leaves `[D, ...]`, in such a tree where `embedding` is one, and the environment steps taken, `[]`.
     """
 
-    def embed(key: jax.Array, task: PyTree) -> tuple[Features, jax.Array]:
+    def embed(key: jax.Array, task: PyTree) -> tuple[PyTree, jax.Array]:
         rollout_key, score_key = jax.random.split(key)
         policy, experience = learner.probe(rollout_key, probe, task, episodes)
-        features = embed_experience(learner, embedding, score_key, probe, policy, experience)
-        return features, jnp.sum(experience.steps)
+
+        def by(one: Embedding) -> Features:
+            return embed_experience(learner, one, score_key, probe, policy, experience)
+
+        return jax.tree.map(by, embedding), jnp.sum(experience.steps)
 
     count = jax.tree.leaves(tasks)[0].shape[0]
     features, steps = jax.vmap(embed)(jax.random.split(key, count), tasks)

@@ -34,7 +34,7 @@ from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.registry.algorithms import ALGORITHMS
 from tamherd_jax.registry.bodies import ADJUSTABLE_FRAME_SKIP
-from tamherd_jax.types import MetaLearner, ReplayLearner, TaskEnv
+from tamherd_jax.types import MetaLearner, TaskEnv, without_replay
 from tamherd_jax.validation import NonNegativeInt, PositiveFloat, PositiveInt, check_fields, within
 
 FORMAT = 3
@@ -226,8 +226,7 @@ def herd_shapes(learner: MetaLearner, embedding: Embedding, task_set: TaskSet, d
     members, count = document.members, len(document.labels)
 
     def parts(key: jax.Array) -> dict[str, Any]:
-        state = learner.init(key)
-        state = learner.without_replay(state) if isinstance(learner, ReplayLearner) else state
+        state = without_replay(learner, learner.init(key))
         tasks, _ = stratified_tasks(task_set.tasks, count)
         herd = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape)), state)
         embedded = embed_training_tasks(learner, embedding, key, state, tasks, document.episodes.embedding)
