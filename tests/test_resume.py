@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from toy_cli import put_toy
 
 from tamherd_jax import cli
 from tamherd_jax.codec import sealed
+from tamherd_jax.experiments import lifecycle
 from tamherd_jax.experiments.checkpoints import Checkpoints
 from tamherd_jax.experiments.runner import Experiment
 from tamherd_jax.experiments.snapshot import apply_snapshot, join_snapshots, take_snapshot
@@ -500,6 +502,25 @@ def test_two_processes_that_share_three_seeds_give_the_results_of_one(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], errors
     assert_same_results(together, tmp_path / "one")
     assert {p.name for p in (together / "checkpoints").iterdir()} == {"process-0", "process-1"}
+
+
+def test_the_second_process_makes_no_directory_before_the_first_has_found_it_empty(monkeypatch, tmp_path):
+    """Process 0 looks and makes it; both meet after that, and here process 1 has nobody to meet."""
+    put_toy(monkeypatch.setattr, monkeypatch.setitem)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    out, found = tmp_path / "run", []
+
+    @contextlib.contextmanager
+    def meeting():
+        yield
+        found.append(out.exists())
+        raise ValueError("process 0 never came")
+
+    monkeypatch.setattr(lifecycle, "barrier", meeting)
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--seeds", "2", "--out", str(out), "--compilation-cache", "off"])
+    assert found == [False]
 
 
 def test_the_command_on_two_devices_killed_and_resumed(uninterrupted, tmp_path):
