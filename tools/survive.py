@@ -109,7 +109,7 @@ def survive_kills(count: int, draw: random.Random, cache: Path, reference: dict[
                     break
             status, error = finish(start(run, cache))
             fault = f"exit status {status}: {error}" if status else difference(run, reference)
-            print(f"killed: {', '.join(deaths)}: {fault or 'the same bytes'}", flush=True)
+            print(f"killed: {', '.join(deaths) or 'too late, it had ended'}: {fault or 'the same bytes'}", flush=True)
             faults += [fault] if fault else []
     return faults
 
