@@ -41,7 +41,6 @@ BLOCK = re.compile(r"(<!-- (results|modes): ([\w.-]+) -->\n).*?(<!-- end of resu
 PAPER_ARMS = ("oracle", "single", "herd")
 
 NOTES = {
-    "quick-pearl-1-seed": "The recipe before the comparison of PEARL's recipes.",
     "tuned-maml-4-seeds": "The recipe before: discount 0.99, lambda 0.95.",
 }
 """What a run's name does not say."""

@@ -238,6 +238,20 @@ def without_replay(learner: MetaLearner, state: PyTree) -> PyTree:
 
 
 @runtime_checkable
+class TrimmingLearner(Protocol):
+    """Further function of a `MetaLearner` whose states hold more than it acts on, such as critics; ask with `isinstance`."""
+
+    def acting(self, state: PyTree) -> PyTree:
+        """Return the part of a state, or of a batch of them, that `probe` and `adapt` read: the same tree, None elsewhere."""
+        ...
+
+
+def acting(learner: MetaLearner, state: PyTree) -> PyTree:
+    """Return the part of a state, or of a batch of them, that a trained herd keeps."""
+    return learner.acting(state) if isinstance(learner, TrimmingLearner) else without_replay(learner, state)
+
+
+@runtime_checkable
 class LatentLearner(Protocol):
     """Further functions of a `MetaLearner` that infers a latent of each task; ask with `isinstance`."""
 

@@ -58,6 +58,23 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
+OPTIMISED = ("planar", "physics", "simd", "lowering", "parallel", "returns", "benchmarks", "cli", "examples", "docs", "smoke")
+"""Files, by what follows `test_`, whose programs XLA optimises as a user's: of numbers to the last digit, or real runs.
+
+The others test what programs compute, not how fast: compiling them with few optimisations takes most of the time off them.
+"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Choose how much XLA optimises, before any fixture of a file compiles; its subprocesses follow."""
+    few = item.path.stem.removeprefix("test_") not in OPTIMISED
+    if few != jax.config.read("jax_disable_most_optimizations"):
+        jax.clear_caches()  # programs of another file
+        jax.config.update("jax_disable_most_optimizations", few)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(few))
+
+
 def pytest_sessionstart(session):
     """Perturb the learners where asked to; their tests of learning are marked `learning` and must pass all the same."""
     seed = session.config.getoption("--jitter")

@@ -16,6 +16,7 @@ from tamherd_jax.experiments.herds import trained_herd, write_herds
 from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.maml import MAML
 from tamherd_jax.pearl import PEARL
+from tamherd_jax.types import acting, without_replay
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,16 @@ def test_a_string_of_pearls_is_saved_without_its_replay(tmp_path):
     assert loaded.learner.config == TINY
     ours, theirs = (h.adapt(jax.random.key(5), "a-fast") for h in (herd, loaded))
     equal_trees(ours.policy, theirs.policy)
+
+
+def test_a_herd_that_was_saved_with_what_only_training_needs_is_the_same_without(tmp_path):
+    learner = PEARL(PointMass(), 4, 4, TINY)
+    former, herd = (untrained_herd(learner, point_tasks(), kept) for kept in (without_replay, acting))
+    former.save(tmp_path)
+    loaded = Herd.load(tmp_path, env=PointMass(), task_set=point_tasks())
+    equal_trees(loaded.probe, herd.probe)
+    equal_trees(loaded.members, herd.members)
+    assert len(jax.tree.leaves(former.members)) > 2 * len(jax.tree.leaves(herd.members))
 
 
 def edit(directory, change):

@@ -22,7 +22,7 @@ def adapted(herd):
 
 
 def test_they_are_found_by_name_and_small():
-    assert "ml2-maml" in shipped_herds()
+    assert {"ml2-maml", "ml2-pearl"} <= {*shipped_herds()}
     for name in shipped_herds():
         herd = Herd.load(name)
         assert sum(leaf.nbytes for leaf in jax.tree.leaves((herd.members, herd.probe, herd.embedded))) < 3e6
@@ -36,6 +36,17 @@ def test_every_task_gets_a_member_of_its_body_that_adapts_to_it(adapted):
         assert after > 200, name
         assert after > before + 40, name
         assert policy.assignment.confidence > 0.5
+
+
+def test_a_string_of_pearls_gives_every_task_a_member_of_its_body_and_runs_forward():
+    """Minutes of training: its walkers do no better than standing, its cheetah runs."""
+    pearls = Herd.load("ml2-pearl")
+    assert pearls.learner.__class__.__name__ == "PEARL"
+    key = jax.random.key(1)
+    member = {name: pearls.assign(key, name).member for name in pearls.task_set.task_names}
+    assert member["cheetah-forward"] == member["cheetah-backward"] != member["walker-forward"] == member["walker-backward"]
+    policy = pearls.adapt(key, "cheetah-forward")
+    assert float(policy.after.returns.mean()) > float(policy.before.returns.mean()) + 100
 
 
 def test_the_commands_take_a_name(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.maml import MAMLConfig, TRPOConfig
-from tamherd_jax.types import ReplayLearner
+from tamherd_jax.types import acting
 
 
 def toy_config(**changes):
@@ -37,10 +37,10 @@ def toy_experiment(config=None, seeds=2, own_seeds=None, **options):
     return Experiment(config, PointMass(), point_tasks(), seeds=own_seeds, **options)
 
 
-def untrained_herd(learner, task_set):
+def untrained_herd(learner, task_set, kept=acting):
     """A herd of two fresh members on clusters by hand, without a run."""
     state = jax.jit(learner.init)(jax.random.key(0))
-    state = learner.without_replay(state) if isinstance(learner, ReplayLearner) else state
+    state = kept(learner, state)
     members = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf.astype(leaf.dtype)]).astype(leaf.dtype), state)
     embedding = Embedding(EmbeddingConfig())
     tasks, _ = stratified_tasks(task_set.tasks, 4)

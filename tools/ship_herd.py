@@ -18,7 +18,7 @@ from tamherd_jax.herd.files import SHIPPED
 
 LAST = 5  # epochs
 REPEATS = 20  # assignments of each task that must agree
-TASKS_EACH, EPISODES = 2, 1
+EPISODES = 1  # of the probe in each training task
 
 
 def best_seed(run: Path) -> int:
@@ -48,10 +48,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished run's directory")
     parser.add_argument("name", help="of the herd in the package, such as ml2-maml")
     parser.add_argument("--seed", type=int, help="this seed in place of the best one")
+    parser.add_argument("--tasks-each", type=int, default=2, help="embedded training tasks for each task of the set")
     options = parser.parse_args()
     seed = best_seed(options.run) if options.seed is None else options.seed
     herd = Herd.load(options.run / "herd" / f"seed-{seed}")
-    compact = herd.compact(jax.random.key(seed), TASKS_EACH * len(herd.task_set), EPISODES)
+    compact = herd.compact(jax.random.key(seed), options.tasks_each * len(herd.task_set), EPISODES)
     check_assignments(herd, compact)
     directory = SHIPPED / options.name
     compact.save(directory)

@@ -20,7 +20,7 @@ from tamherd_jax.experiments.state import RunState
 from tamherd_jax.experiments.training import batches
 from tamherd_jax.herd.artefact import Herd
 from tamherd_jax.parallel import LearnerMap, cores
-from tamherd_jax.types import PyTree, without_replay
+from tamherd_jax.types import PyTree, acting, without_replay
 
 if TYPE_CHECKING:
     from tamherd_jax.experiments.run import Progress
@@ -70,7 +70,7 @@ def compiling() -> Iterator[Executor | None]:
 
 def herd_shapes(plan: Plan) -> Herd:
     """Return a trained herd of the plan whose arrays are shapes."""
-    probe = without_replay(plan.learner, state_shapes(plan))
+    probe = acting(plan.learner, state_shapes(plan))
     members, labels = with_axes(probe, plan.arms["herd"].size), np.zeros(len(plan.embedded_task), int)
     counts = episode_counts(plan.config)
     return Herd(plan.learner, plan.task_set, probe, members, plan.embedding, embedded_shapes(plan), labels, counts)

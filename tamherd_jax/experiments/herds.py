@@ -12,15 +12,15 @@ from tamherd_jax.experiments.plan import Plan
 from tamherd_jax.experiments.state import RunState, member_counts
 from tamherd_jax.experiments.writing import excluded
 from tamherd_jax.herd.artefact import EpisodeCounts, Herd
-from tamherd_jax.types import without_replay
+from tamherd_jax.types import acting
 
 
 def trained_herd(plan: Plan, state: RunState, index: int) -> Herd:
     """Return the herd of one seed, by its position in `plan.seeds`, once it is trained."""
     found = state.clustered["trained"]
-    members = without_replay(plan.learner, state.learners["herd"])  # a trained herd acts, it does not train
+    members = acting(plan.learner, state.learners["herd"])
     members = jax.tree.map(lambda leaf: leaf[:, : member_counts(plan, state)[index]], members)
-    parts = {"probe": without_replay(plan.learner, state.probe), "members": members, "embedded": found.embedded}
+    parts = {"probe": acting(plan.learner, state.probe), "members": members, "embedded": found.embedded}
     return Herd(
         learner=plan.learner,
         task_set=plan.task_set,

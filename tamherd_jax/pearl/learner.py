@@ -17,7 +17,7 @@ from tamherd_jax.pearl import replay
 from tamherd_jax.pearl.collection import Collector, PEARLPolicy
 from tamherd_jax.pearl.config import PEARLConfig
 from tamherd_jax.pearl.replay import ReplayBuffer
-from tamherd_jax.pearl.update import ContextualSAC, ReplayBatch, TrainState
+from tamherd_jax.pearl.update import ContextualSAC, Networks, ReplayBatch, TrainState
 from tamherd_jax.types import Episodes, EpochMetrics, Params, PyTree, TaskEnv
 
 _MIN_REWARD_UNIT = 1e-6  # rewards may all be 0 at first
@@ -115,6 +115,12 @@ class PEARL:
     def without_replay(self, state: PEARLState) -> PEARLState:
         """The state without its replay buffers, of which `probe`, `infer` and `adapt` have no need."""
         return dataclasses.replace(state, full=None, encoder=None)
+
+    def acting(self, state: PEARLState) -> PEARLState:
+        """The parameters of encoder and policy, all that `probe`, `infer` and `adapt` read."""
+        nothing = Networks(None, None, None, None)
+        params = dataclasses.replace(nothing, encoder=state.train.params.encoder, actor=state.train.params.actor)
+        return PEARLState(TrainState(params, None, nothing), None, None)
 
     def prefill(
         self, key: jax.Array, state: PEARLState, tasks: PyTree, weights: Float[Array, " N"]
