@@ -14,7 +14,7 @@ from tamherd_jax.codec import sealed
 from tamherd_jax.envs import Locomotion, collect_episodes
 from tamherd_jax.experiments.herds import trained_herd, write_herds
 from tamherd_jax.herd.artefact import Herd
-from tamherd_jax.maml import MAML
+from tamherd_jax.maml import MAML, MAMLConfig
 from tamherd_jax.pearl import PEARL
 from tamherd_jax.types import acting, without_replay
 
@@ -149,6 +149,15 @@ def test_a_herd_that_was_saved_with_what_only_training_needs_is_the_same_without
     equal_trees(loaded.probe, herd.probe)
     equal_trees(loaded.members, herd.members)
     assert len(jax.tree.leaves(former.members)) > 2 * len(jax.tree.leaves(herd.members))
+
+
+def test_a_process_of_another_precision_says_why_it_refuses_a_herd(tmp_path, float64):
+    learner = MAML(PointMass(), 4, MAMLConfig(episodes_per_task=2, horizon=3, hidden_sizes=(4,)))
+    with jax.enable_x64(False):
+        untrained_herd(learner, point_tasks()).save(tmp_path)
+    why = r"not float64 .* \(this process has jax_enable_x64 on, the herd was trained without\)"
+    with pytest.raises(ValueError, match=why):
+        Herd.load(tmp_path, env=PointMass(), task_set=point_tasks())
 
 
 def edit(directory, change):

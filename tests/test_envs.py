@@ -59,6 +59,19 @@ def test_next_state_reward_and_termination_equal_gymnasium(body, direction):
 
 
 @pytest.mark.parametrize("body", range(len(BODIES)))
+def test_float64_rewards_have_no_constant_of_float32(float64, body):
+    entry = get_body(BODIES[body])
+    env = body_environment(entry.name)("planar")
+    state = env.reset(jax.random.key(0), task(body))
+    action = np.random.default_rng(0).uniform(-0.9, 0.9, env.action_size)
+    after = jax.jit(env.step)(state, jnp.asarray(action))
+    moved = float(after.pipeline_state.q[0] - state.pipeline_state.q[0])
+    speed = moved / (entry.frame_skip * entry.timestep)
+    reward = speed + entry.alive_bonus - entry.control_cost * np.sum(action**2)
+    np.testing.assert_allclose(after.reward, reward, rtol=1e-13)
+
+
+@pytest.mark.parametrize("body", range(len(BODIES)))
 def test_resets_have_gymnasiums_distribution(body):
     env, env_noise = body_environment(BODIES[body])("mujoco"), 0.1 if body == 0 else 5e-3
     state = jax.vmap(lambda k: env.reset(k, task(body)).pipeline_state)(jax.random.split(jax.random.key(0), 4000))

@@ -40,15 +40,15 @@ class Terms(NamedTuple):
     max_angle: Number
     max_state: Number
 
-    def of(self, body: Any) -> Terms:
-        """Return the terms of one body, scalars."""
-        return Terms(*(jnp.asarray(x)[body] for x in self))
+    def of(self, body: Any, dtype: Any) -> Terms:
+        """Return the terms of one body, scalars of a floating-point type."""
+        return Terms(*(jnp.asarray(x, dtype)[body] for x in self))
 
 
 def _terms(entries: Sequence[Body], frames: Sequence[int]) -> Terms:
-    """Stack the entries' terms, float32."""
-    dt = np.multiply(frames, [entry.timestep for entry in entries]).astype(np.float32)
-    return Terms(dt, *(np.array([getattr(entry, name) for entry in entries], np.float32) for name in Terms._fields[1:]))
+    """Stack the entries' terms, float64."""
+    dt = np.multiply(frames, [entry.timestep for entry in entries])
+    return Terms(dt, *(np.array([getattr(entry, name) for entry in entries], float) for name in Terms._fields[1:]))
 
 
 class Locomotion(Env):
@@ -116,7 +116,8 @@ class Locomotion(Env):
         task = jax.tree.map(jnp.asarray, self._default_task if task is None else task)
         row = self._row(task.body)
         position_key, velocity_key = jax.random.split(rng)
-        terms, shape = self._terms.of(row), (self.coordinates,)
+        zero = jnp.zeros(())
+        terms, shape = self._terms.of(row, zero.dtype), (self.coordinates,)
         q = jax.random.uniform(position_key, shape, minval=-1.0, maxval=1.0) * terms.reset_position
         uniform = jax.random.uniform(velocity_key, shape, minval=-1.0, maxval=1.0) * terms.reset_position
         normal = terms.reset_velocity * jax.random.normal(velocity_key, shape)
@@ -124,7 +125,6 @@ class Locomotion(Env):
         if not self._hinges.all():
             own = jnp.concatenate([jnp.ones(ROOT, bool), jnp.asarray(self._hinges)[row]])
             q, qd = (jnp.where(own, x, 0.0) for x in (q, qd))
-        zero = jnp.zeros(())
         return State(
             pipeline_state=init_state(q, qd),
             obs=_observe(terms, q, qd),
@@ -150,7 +150,7 @@ class Locomotion(Env):
         """Return the state after one action `[A]`; the same state with reward 0 where `state.done` is 1 already."""
         task, before = state.info["task"], state.pipeline_state
         body = self._row(task.body)
-        terms = self._terms.of(body)
+        terms = self._terms.of(body, before.q.dtype)
         over = state.done > 0
         control = jnp.clip(action / self._action_scale, -1.0, 1.0)
         if not self._hinges.all():
