@@ -25,6 +25,11 @@ class Finished:
         return Path(shutil.copytree(self.cache, target))
 
 
+def environment(**further):
+    """A user's environment: programs are optimised, whatever the file whose test asks first; see conftest.py."""
+    return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", **further}
+
+
 def command(directory, cache, options):
     """`tamherd run` with its own directory of compiled programs."""
     options = [*options, "--compilation-cache", str(cache), "--out", str(directory)]
@@ -34,8 +39,8 @@ def command(directory, cache, options):
 def run(directory, cache, *options):
     """A whole run, as a user starts it: from outside the sources."""
     # XLA remarks on stderr that a compilation is slow on a loaded machine: only what the command itself says is of interest.
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    arguments = {"capture_output": True, "text": True, "check": False, "cwd": directory.parent, "env": environment}
+    arguments = {"capture_output": True, "text": True, "check": False, "cwd": directory.parent}
+    arguments["env"] = environment(TF_CPP_MIN_LOG_LEVEL="3")
     return Finished(directory, subprocess.run(command(directory, cache, options), **arguments), cache)
 
 
@@ -49,7 +54,7 @@ def quick_killed_and_resumed(directory, undisturbed):
     caches = [undisturbed.copy_cache(directory.with_name(f"{directory.name}-programs-{count}")) for count in range(2)]
     often = (*QUICK, "--checkpoint-every", "0")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command(directory, caches[0], often), **pipes, cwd=directory.parent) as process:
+    with subprocess.Popen(command(directory, caches[0], often), **pipes, cwd=directory.parent, env=environment()) as process:
         next((line for line in process.stdout if (directory / "checkpoints" / "1").exists()), None)
         process.kill()
     assert process.returncode == -signal.SIGKILL
