@@ -370,7 +370,7 @@ def test_the_command_runs_pearl_with_controls(toy_cli, capsys, tmp_path):
     assert {row.arm for row in results.rows} == {"oracle", "single", "herd", *controls.split(",")}
     assert toy_cli("--resume", "--algorithm", "pearl", "--controls", "all", "--out", tmp_path / "run") == 2
     assert "--controls" in capsys.readouterr().err
-    assert toy_cli("--resume", "--preset", "toy-pearl", "--controls", controls, "--out", tmp_path / "run") == 0
+    assert toy_cli("--resume", "--algorithm", "pearl", "--controls", controls, "--out", tmp_path / "run") == 0
 
 
 def test_replay_that_does_not_fit_gets_one_line(toy_cli, capsys, tmp_path):
