@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -277,8 +278,21 @@ def test_a_full_disk_loses_no_earlier_checkpoint_and_training_goes_on(uninterrup
     assert_same_results(tmp_path, uninterrupted)
 
 
+def test_callbacks_into_closed_event_loops_are_not_told(tmp_path, monkeypatch):
+    """TensorStore's threads make them after a failed write, many at once, in one of two ways."""
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: told.append(error))
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
+    Checkpoints(tmp_path / "checkpoints").close()
+    closed, other = RuntimeError("Event loop is closed"), RuntimeError("of a user's")
+    for error in (closed, other):
+        sys.excepthook(RuntimeError, error, None)
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert told == [other, other]
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs root to mount a small disk")
-def test_a_really_full_disk(halfway, tmp_path):
+def test_a_really_full_disk(halfway, tmp_path, capfd):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(tmp_path)], check=False).returncode:
         pytest.skip("no tmpfs here")
     try:
@@ -301,6 +315,7 @@ def test_a_really_full_disk(halfway, tmp_path):
         again.save(*parts(experiment))
         again.close()
         assert again.latest() == 8
+        assert "Traceback" not in capfd.readouterr().err
     finally:
         subprocess.run(["umount", str(tmp_path)], check=False)
 

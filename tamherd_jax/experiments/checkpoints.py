@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -67,6 +68,7 @@ class Checkpoints:
         self._silence = contextlib.ExitStack()
         self._silence.enter_context(_quiet())  # as long as Orbax writes in the background
         self.directory.mkdir(parents=True, exist_ok=True)
+        _ignore_closed_loops()
         self._manager = self._open()
 
     def latest(self) -> int | None:
@@ -153,8 +155,6 @@ class Checkpoints:
                 found = self._manager.restore(step, args=ocp.args.Composite(**items))
             if found is None:
                 gc.collect()
-        if found is None:
-            _ignore_closed_loops()
         return found
 
     def _settle(self) -> None:
@@ -179,7 +179,6 @@ class Checkpoints:
                 self._reopen()
                 gc.collect()
         if reason is not None:
-            _ignore_closed_loops()
             if not self._failing:
                 self.warn(f"checkpoint {step} could not be written, earlier ones stay and training goes on: {reason}")
             self._failing = True
@@ -290,17 +289,28 @@ def _without_complaints() -> Iterator[None]:
 
 
 def _ignore_closed_loops() -> None:
-    """Suppress the messages of closed event loops for good: TensorStore's threads call a failed read back at any time."""
-    hook = sys.unraisablehook
-    if getattr(hook, "ignores_closed_loops", False):
+    """Suppress the messages of closed event loops for good: TensorStore's threads call a failed read or write back at any time.
+
+    By its version they come as exceptions that nobody can handle, or as ones that nobody handled.
+    """
+    unraisable_hook, hook = sys.unraisablehook, sys.excepthook
+    if getattr(unraisable_hook, "ignores_closed_loops", False):
         return
 
     def closed_loops_aside(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
-            hook(unraisable)
+        if not _of_a_closed_loop(unraisable.exc_value):
+            unraisable_hook(unraisable)
+
+    def unhandled_closed_loops_aside(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not _of_a_closed_loop(error):
+            hook(kind, error, traceback)
 
     closed_loops_aside.ignores_closed_loops = True  # type: ignore[attr-defined]
-    sys.unraisablehook = closed_loops_aside
+    sys.unraisablehook, sys.excepthook = closed_loops_aside, unhandled_closed_loops_aside
+
+
+def _of_a_closed_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and "Event loop is closed" in str(error)
 
 
 @contextlib.contextmanager
