@@ -8,6 +8,7 @@ import pytest
 from tamherd_jax import Herd, cli
 from tamherd_jax.herd.files import shipped_herds
 from tamherd_jax.herd.numpy_policy import forward
+from tamherd_jax.pearl import PEARL
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,17 @@ def test_every_task_gets_a_member_of_its_body_that_adapts_to_it(adapted):
         assert policy.assignment.confidence > 0.5
 
 
-def test_a_string_of_pearls_gives_every_task_a_member_of_its_body_and_runs_forward():
-    """Minutes of training: its walkers do no better than standing, its cheetah runs."""
+def test_a_string_of_pearls_gives_every_task_a_member_of_its_body_and_its_cheetah_turns_round():
+    """Minutes of training: its walkers do no better than standing."""
     pearls = Herd.load("ml2-pearl")
-    assert pearls.learner.__class__.__name__ == "PEARL"
-    key = jax.random.key(1)
-    member = {name: pearls.assign(key, name).member for name in pearls.task_set.task_names}
+    assert isinstance(pearls.learner, PEARL)
+    keys = [jax.random.key(seed) for seed in range(3)]
+    member = {name: pearls.assign(keys[0], name).member for name in pearls.task_set.task_names}
     assert member["cheetah-forward"] == member["cheetah-backward"] != member["walker-forward"] == member["walker-backward"]
-    policy = pearls.adapt(key, "cheetah-forward")
-    assert float(policy.after.returns.mean()) > float(policy.before.returns.mean()) + 100
+    for name in ("cheetah-forward", "cheetah-backward"):
+        adapted = [pearls.adapt(key, name) for key in keys]
+        before, after = (np.mean([getattr(policy, when).returns for policy in adapted]) for when in ("before", "after"))
+        assert after > max(before + 50, 150), name
 
 
 def test_the_commands_take_a_name(tmp_path, monkeypatch, capsys):
