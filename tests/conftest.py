@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items):
 OPTIMISED = ("planar", "physics", "simd", "lowering", "parallel", "returns", "benchmarks", "cli", "smoke")
 """Files, by what follows `test_`, whose programs XLA optimises as a user's: of numbers to the last digit, or real runs.
 
-The others test what programs compute, not how fast: compiling them with few optimisations takes most of the time off them.
+The others test what programs compute, not how fast: they are sooner compiled with few optimisations.
 """
 
 

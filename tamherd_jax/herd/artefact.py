@@ -21,7 +21,7 @@ from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_traini
 from tamherd_jax.herd.clustering import Assignment, membership_weights
 from tamherd_jax.herd.embeddings import Embedding
 from tamherd_jax.herd.files import EpisodeCounts
-from tamherd_jax.types import ExportingLearner, MetaLearner, PyTree, TaskEnv, without_replay
+from tamherd_jax.types import ExportingLearner, MetaLearner, PyTree, TaskEnv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Herd:
         learner = files.build_learner(document.learner, env)
         embedding = Embedding(document.embedding)
         shapes = files.herd_shapes(learner, embedding, task_set, document)
-        arrays = files.acting_arrays(files.herd_shapes(learner, embedding, task_set, document, without_replay), shapes, arrays)
+        arrays = files.acting_arrays(learner, shapes, arrays)
         files.check_arrays(shapes, arrays)
         trees = {prefix: restore_tree(prefix, tree, arrays) for prefix, tree in shapes.items()}
         return cls(

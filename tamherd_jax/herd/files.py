@@ -6,7 +6,7 @@ Loading runs no code from either, and checks every value before anything is buil
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +34,7 @@ from tamherd_jax.herd.algorithm import embed_training_tasks, stratified_tasks
 from tamherd_jax.herd.embeddings import Embedding, EmbeddingConfig
 from tamherd_jax.registry.algorithms import ALGORITHMS
 from tamherd_jax.registry.bodies import ADJUSTABLE_FRAME_SKIP
-from tamherd_jax.types import MetaLearner, PyTree, TaskEnv, acting
+from tamherd_jax.types import MetaLearner, TaskEnv, acting, without_replay
 from tamherd_jax.validation import NonNegativeInt, PositiveFloat, PositiveInt, check_fields, within
 
 FORMAT = 3
@@ -201,16 +201,20 @@ def describe_herd(
     )
 
 
-def acting_arrays(former: Mapping[str, Any], shapes: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return a herd's arrays without those that only training needs, which were written formerly.
+def acting_arrays(learner: MetaLearner, shapes: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a herd's arrays without those that only training needs, which earlier versions saved as well.
 
     Args:
-      former: Shapes that were written formerly.
-      shapes: Shapes of today.
+      learner: The meta-learner.
+      shapes: Of the parts that a herd has today.
       arrays: By name.
     """
-    wanted, older = ({name for part, tree in s.items() for name in named_shapes(part, tree)} for s in (shapes, former))
-    return {name: arrays[name] for name in arrays if name in wanted} if set(arrays) == older else arrays
+    wanted = {name for part, tree in shapes.items() for name in named_shapes(part, tree)}
+    if set(arrays) == wanted:
+        return arrays
+    state = jax.eval_shape(lambda key: without_replay(learner, learner.init(key)), jax.random.key(0))
+    former = wanted | {name for part in ("probe", "members") for name in named_shapes(part, state)}
+    return {name: arrays[name] for name in arrays if name in wanted} if set(arrays) == former else arrays
 
 
 def check_arrays(shapes: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -233,23 +237,12 @@ def _is_wide(dtype: str) -> bool:
     return dtype.endswith("64") and bool(jax.config.read("jax_enable_x64"))
 
 
-def herd_shapes(
-    learner: MetaLearner,
-    embedding: Embedding,
-    task_set: TaskSet,
-    document: HerdDocument,
-    kept: Callable[[MetaLearner, PyTree], PyTree] = acting,
-) -> dict[str, Any]:
-    """Return shapes of probe, members and embedded tasks of a herd of such parts, without computing any.
-
-    Args:
-      learner, embedding, task_set, document: The parts.
-      kept: `(learner, state) -> state` that a herd keeps.
-    """
+def herd_shapes(learner: MetaLearner, embedding: Embedding, task_set: TaskSet, document: HerdDocument) -> dict[str, Any]:
+    """Return shapes of probe, members and embedded tasks of a herd of such parts, without computing any."""
     members, count = document.members, len(document.labels)
 
     def parts(key: jax.Array) -> dict[str, Any]:
-        state = kept(learner, learner.init(key))
+        state = acting(learner, learner.init(key))
         tasks, _ = stratified_tasks(task_set.tasks, count)
         herd = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape)), state)
         embedded = embed_training_tasks(learner, embedding, key, state, tasks, document.episodes.embedding)
