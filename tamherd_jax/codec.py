@@ -299,13 +299,25 @@ _DAMAGE = (
 )
 
 
+_PART = ".part"
+
+
+def is_unused(directory: Path, *first: str) -> bool:
+    """Return whether a directory holds nothing, or only what a process leaves that dies while it writes a file of name `first`.
+
+    Raises:
+      OSError: It cannot be read.
+    """
+    return {path.name for path in directory.iterdir()} <= {name + _PART for name in first}
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Let `write` fill a file beside `path`, then put it there: a reader never sees half of it.
 
     Raises:
       OSError: It cannot be written; nothing is left beside `path`, and the error names it.
     """
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(path.name + _PART)
     try:
         with open(temporary, "wb") as file:
             write(file)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tamherd_jax import cli
+from tamherd_jax.commands import UserError
+from tamherd_jax.commands.run import new_run_directory
 from tamherd_jax.envs import TASK_SETS
 from tamherd_jax.experiments.presets import PRESETS, get_preset
 from tamherd_jax.herd.clustering import METHODS
@@ -104,6 +106,15 @@ def test_directories_that_cannot_be_used(tmp_path, capsys):
         assert words in capsys.readouterr().err
     assert (occupied / "thesis.tex").read_text() == "precious"
     assert list(occupied.iterdir()) == [occupied / "thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "sweep.json"])
+def test_a_process_that_died_at_its_first_write_leaves_the_directory_free(tmp_path, name):
+    (tmp_path / f"{name}.part").write_bytes(b"{")
+    assert new_run_directory(tmp_path, "quick") == tmp_path
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="is not empty"):
+        new_run_directory(tmp_path, "quick")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")

@@ -42,9 +42,12 @@ def test_a_notebook_without_widgets_shows_a_line_an_epoch(fresh_toy, monkeypatch
 
 def test_a_finished_experiment_gives_its_herds_and_saves_what_a_run_leaves(finished_toy, tmp_path):
     second = finished_toy.herd(1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json.part").write_bytes(b"{")  # of a process that died while it wrote its first file
     finished_toy.save(tmp_path / "run")
     assert is_finished(tmp_path / "run")
     assert (tmp_path / "run" / "config.json").exists()
+    assert not list((tmp_path / "run").glob("*.part"))
     loaded = Herd.load(tmp_path / "run" / "herd" / "seed-1", env=finished_toy.plan.env, task_set=finished_toy.plan.task_set)
     equal_trees(loaded.members, second.members)
     assert repr(loaded) == repr(second)

@@ -334,22 +334,24 @@ def gather_and_write(mine: Experiment, whole: Experiment, directory: Path) -> No
 
 
 def new_run_directory(out: Path | None, preset: str) -> Path:
-    """An empty directory for a run, made here.
+    """An empty directory for a run, made here, or one where a process died while it wrote its first file.
 
     Raises:
       UserError: if it holds something already or cannot be written.
     """
+    from tamherd_jax.codec import is_unused
+
     if out is None:
         numbers = (Path("runs") / f"{preset}-{n}" for n in range(1, 10**6))
         out = next(path for path in numbers if not path.exists())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        occupied = any(out.iterdir())
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
+        unused = is_unused(out, "config.json", "sweep.json", ".writable")
+        (out / ".writable.part").touch()
+        (out / ".writable.part").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
-    if occupied:
+    if not unused:
         instead = ", or go on with the run in it with --resume" if (out / "config.json").exists() else ""
         raise UserError(f"{out} is not empty; name a new directory with --out{instead}")
     return out

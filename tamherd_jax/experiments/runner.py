@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tamherd_jax.codec import is_unused
 from tamherd_jax.envs import TaskSet
 from tamherd_jax.experiments import writing
 from tamherd_jax.experiments.arms import STAGES as STAGES
@@ -92,7 +93,7 @@ class Experiment:
         self._check_done()
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
+        if not is_unused(directory, "config.json"):
             raise ValueError(f"{directory} is not empty")
         self.config.write(directory)
         write_herds(self.plan, self.state, directory)
