@@ -111,10 +111,23 @@ def test_directories_that_cannot_be_used(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["config.json", "sweep.json"])
 def test_a_process_that_died_at_its_first_write_leaves_the_directory_free(tmp_path, name):
     (tmp_path / f"{name}.part").write_bytes(b"{")
-    assert new_run_directory(tmp_path, "quick") == tmp_path
-    (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match="is not empty"):
-        new_run_directory(tmp_path, "quick")
+    with new_run_directory(tmp_path, "quick") as directory:
+        assert directory == tmp_path
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="is not empty"), new_run_directory(tmp_path, "quick"):
+        pass
+
+
+def test_two_runs_never_take_the_same_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with new_run_directory(None, "quick") as first, new_run_directory(None, "quick") as second:
+        assert [str(first), str(second)] == [os.path.join("runs", "quick-1"), os.path.join("runs", "quick-2")]
+    with (
+        new_run_directory(tmp_path / "named", "quick") as named,
+        pytest.raises(ValueError, match="another process is working in"),
+        new_run_directory(named, "quick"),
+    ):
+        pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")

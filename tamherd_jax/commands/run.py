@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shlex
 import sys
@@ -225,8 +226,8 @@ def run_directory(options: Run, config: ExperimentConfig) -> Path:
         raise ValueError("a run of several processes needs --out DIR, which all of them see")
     if options.output.resume or jax.process_index() > 0:
         return Path(str(options.output.out))
-    directory = new_run_directory(options.output.out, config.preset)
-    config.write(directory)
+    with new_run_directory(options.output.out, config.preset) as directory:
+        config.write(directory)
     return directory
 
 
@@ -333,25 +334,36 @@ def gather_and_write(mine: Experiment, whole: Experiment, directory: Path) -> No
             mine.write_results(directory, whole)
 
 
-def new_run_directory(out: Path | None, preset: str) -> Path:
-    """An empty directory for a run, made here, or one where a process died while it wrote its first file.
+@contextlib.contextmanager
+def new_run_directory(out: Path | None, preset: str) -> Iterator[Path]:
+    """A directory without a run, made here, and locked while the caller writes the file that makes it the caller's.
 
     Raises:
-      UserError: if it holds something already or cannot be written.
+      UserError: It holds something already, more than a process leaves that died while it wrote its first file, or it cannot be
+        written.
+      ValueError: Another process is working in it.
     """
     from tamherd_jax.codec import is_unused
+    from tamherd_jax.experiments.lifecycle import locked
 
-    if out is None:
-        numbers = (Path("runs") / f"{preset}-{n}" for n in range(1, 10**6))
-        out = next(path for path in numbers if not path.exists())
     try:
+        out = numbered_directory(Path("runs"), preset) if out is None else out
         out.mkdir(parents=True, exist_ok=True)
-        unused = is_unused(out, "config.json", "sweep.json", ".writable")
         (out / ".writable.part").touch()
         (out / ".writable.part").unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}") from error
-    if not unused:
-        instead = ", or go on with the run in it with --resume" if (out / "config.json").exists() else ""
-        raise UserError(f"{out} is not empty; name a new directory with --out{instead}")
-    return out
+        raise UserError(f"cannot write to {out or 'runs'}: {error.strerror}") from error
+    with locked(out):
+        if not is_unused(out, "config.json", "sweep.json", ".writable"):
+            instead = ", or go on with the run in it with --resume" if (out / "config.json").exists() else ""
+            raise UserError(f"{out} is not empty; name a new directory with --out{instead}")
+        yield out
+
+
+def numbered_directory(where: Path, name: str) -> Path:
+    """Make the first directory of `name-1`, `name-2`, ... that is not there; of two processes each gets its own."""
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            (where / f"{name}-{number}").mkdir(parents=True)
+            break
+    return where / f"{name}-{number}"

@@ -146,8 +146,8 @@ def sweep_directory(options: Sweep, settings: SweepSettings) -> Path:
         raise ValueError("a sweep of several processes needs --out DIR, which all of them see")
     directory = options.output.out
     if not options.output.resume and jax.process_index() == 0:
-        directory = new_run_directory(options.output.out, f"sweep-{settings.base.preset}")
-        settings.write(directory)
+        with new_run_directory(options.output.out, f"sweep-{settings.base.preset}") as directory:
+            settings.write(directory)
     return Path(str(directory))
 
 
