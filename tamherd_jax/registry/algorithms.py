@@ -178,8 +178,8 @@ _PEARL_COUNTS = {
     "test_repeats": 4,
 }
 # LayerNorm in the critics, a target Q, the exact tanh density, rewards in units of their magnitude and a discount of 0.98:
-# oracles return more with them after 20,000 updates (docs/learning.md). Contexts in training come from noisy actions, so those of a
-# test do too. Networks are sized for two cores.
+# oracles return more with them after 20,000 updates (docs/learning.md). Exploration is noisy, as are the episodes from which a
+# belief is inferred in training. Networks are sized for two cores.
 _SMALL_PEARL = {
     "encoder_sizes": (64, 64),
     "hidden_sizes": (128, 128),
