@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cg_iterations, learning, pearl_learning, pearl_recipes, registry, tables
+from benchmarks import cg_iterations, learning, pearl_exploration, pearl_learning, pearl_recipes, registry, tables
 from benchmarks.__main__ import main
 from benchmarks.cases import MODES, Call, Case, Child, Program, Quoted, get_mode
 from benchmarks.compare import compare
@@ -228,9 +228,36 @@ def test_tables_of_pearls_recipes_are_those_of_the_committed_curves(file):
         assert shown == [line for line in pearl_recipes.table(rows, body) if line in shown]
 
 
+def test_table_of_explorations_is_that_of_the_committed_adaptations():
+    with (ROOT / "benchmarks" / "results" / "pearl_exploration.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == pearl_exploration.COLUMNS
+    shown = (ROOT / "docs" / "learning.md").read_text().split("<!-- pearl_exploration.csv -->\n\n")[1].split("\n\n")[0]
+    assert shown.splitlines() == list(pearl_exploration.table(rows))
+
+
+def test_a_table_of_explorations_counts_adaptations_below_half_of_the_best_mean():
+    returns = {"mean": (0.0, 10.0), "noise": (20.0, 40.0)}
+    rows = [
+        {"task": "cheetah-forward", "exploration": kind, "episodes": "2", "before": "1.0", "after": str(after)}
+        for kind, both in returns.items()
+        for after in both
+    ]
+    assert list(pearl_exploration.table(rows))[2:] == [
+        "| cheetah-forward | mean | 2 | 1 | 5 | 5 | 100% |",
+        "| cheetah-forward | noise | 2 | 1 | 30 | 10 | 0% |",
+    ]
+
+
+def test_explorations_need_a_herd_of_pearls():
+    with pytest.raises(ValueError, match="ml2-maml is no herd of PEARLs"):
+        next(pearl_exploration.lines(pearl_exploration.Exploration(("ml2-maml",))))
+
+
 def test_tuned_pearl_is_a_recipe_of_the_comparison():
     recipe = pearl_learning.RECIPES["fine-scale-20-d99"]
-    assert get_preset("tuned-pearl").pearl == dataclasses.replace(pearl_learning.BASE, **recipe)
+    compared = dataclasses.replace(pearl_learning.BASE, **recipe)  # tested after exploring without noise
+    assert get_preset("tuned-pearl").pearl == dataclasses.replace(compared, deterministic_exploration=False)
 
 
 def test_a_summary_of_recipes_is_over_the_last_tests_of_all_seeds():
