@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import tyro
 
+from benchmarks.csv_files import read_rows
 from tamherd_jax.envs import Locomotion, ml2
 from tamherd_jax.experiments.presets import get_preset
 from tamherd_jax.maml import MAML
@@ -79,7 +80,7 @@ def curves(study: Study, chosen: str, iterations: int) -> Iterator[list[object]]
 
 def run(study: Study) -> None:
     """Train what the file does not hold yet, kind by kind; a kind is written once it is whole."""
-    done = {(row["tasks"], int(row["cg_iterations"])) for row in read(study.into)} if study.into.exists() else set()
+    done = {(row["tasks"], int(row["cg_iterations"])) for row in read_rows(study.into)} if study.into.exists() else set()
     for kind in itertools.product(study.tasks, study.iterations):
         if kind in done:
             continue
@@ -90,12 +91,6 @@ def run(study: Study) -> None:
                 writer.writerow(COLUMNS)
             writer.writerows(rows)
         print(f"{kind[0]}, {kind[1]} iterations: {len(rows)} rows", flush=True)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a file of `COLUMNS`."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def scores(rows: list[dict[str, str]]) -> dict[tuple[str, int], np.ndarray]:
@@ -126,7 +121,7 @@ def main() -> None:
     if study.seeds < 2:
         raise SystemExit(f"seeds must be at least 2 for intervals, not {study.seeds}")
     run(study)
-    print("\n".join(report(read(study.into))))
+    print("\n".join(report(read_rows(study.into))))
 
 
 if __name__ == "__main__":

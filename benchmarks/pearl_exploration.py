@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +12,7 @@ import jax
 import numpy as np
 import tyro
 
+from benchmarks.csv_files import markdown_line, read_rows, write_rows
 from tamherd_jax.envs.episodes import collect_policy_episodes
 from tamherd_jax.envs.tasks import take_tasks
 from tamherd_jax.herd.artefact import Herd
@@ -84,32 +83,21 @@ def table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
         group = groups.setdefault((row["task"], row["exploration"], row["episodes"]), [])
         group.append((float(row["before"]), float(row["after"])))
     found = {key: np.array(group) for key, group in groups.items()}
-    yield _line(TITLES)
-    yield _line(("---", "---", *("---:" for _ in TITLES[2:])))
+    yield markdown_line(TITLES)
+    yield markdown_line(("---", "---", *("---:" for _ in TITLES[2:])))
     for (task, kind, episodes), returns in sorted(found.items()):
         best = max(other[:, 1].mean() for key, other in found.items() if key[0] == task)
         before, after = returns.T
         shown = (f"{before.mean():.0f}", f"{after.mean():.0f}", f"{after.std():.0f}", f"{np.mean(after < best / 2):.0%}")
-        yield _line((task, kind, episodes, *shown))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        yield markdown_line((task, kind, episodes, *shown))
 
 
 def main() -> None:
-    """Write every row as soon as it is there, and the table of all of them at the end."""
+    """Write the rows, and print the table of all in the file."""
     options = tyro.cli(Exploration)
-    with options.into.open("a", newline="") if options.into else sys.stdout as file:
-        writer = csv.writer(file)
-        if not options.into or not file.tell():
-            writer.writerow(COLUMNS)
-        for line in lines(options):
-            writer.writerow(line)
-            file.flush()
+    write_rows(COLUMNS, lines(options), options.into)
     if options.into:
-        with options.into.open(newline="") as file:
-            print(*table(list(csv.DictReader(file))), sep="\n")
+        print(*table(read_rows(options.into)), sep="\n")
 
 
 if __name__ == "__main__":

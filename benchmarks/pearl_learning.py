@@ -6,7 +6,6 @@ same time and then take turns, an epoch each, until the epochs or the seconds ar
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import sys
 import time
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks.csv_files import write_rows
 from tamherd_jax.envs import Locomotion, ml2
 from tamherd_jax.envs.episodes import collect_policy_episodes
 from tamherd_jax.envs.tasks import take_tasks
@@ -262,13 +262,7 @@ def _lines_of(rows: Rows, epoch: int, updates: int, measured: dict[str, np.ndarr
 def main() -> None:
     """Write every epoch as soon as it is there."""
     study = tyro.cli(Study)
-    with study.into.open("a", newline="") if study.into else sys.stdout as file:
-        writer = csv.writer(file)
-        if not study.into or not file.tell():
-            writer.writerow(COLUMNS)
-        for line in lines(study):
-            writer.writerow(line)
-            file.flush()
+    write_rows(COLUMNS, lines(study), study.into)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.csv_files import markdown_line, read_rows
 
 LAST = 5
 """Number of last tests that a mean and a spread are over."""
@@ -73,26 +74,16 @@ def summary(tests: np.ndarray) -> tuple[str, ...]:
 def table(rows: Sequence[dict[str, str]], body: str) -> Iterator[str]:
     """Return the lines of a body's table in Markdown, best mean of the last five tests first."""
     found = [(name, tests) for (tasks, name), tests in curves(rows).items() if tasks == body]
-    yield _line(TITLES)
-    yield _line(("---", *("---:" for _ in TITLES[1:])))
+    yield markdown_line(TITLES)
+    yield markdown_line(("---", *("---:" for _ in TITLES[1:])))
     for name, tests in sorted(found, key=lambda pair: -float(np.mean(pair[1][:, -LAST:, 0]))):
-        yield _line((f"`{name}`", *summary(tests)))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Return the lines of a CSV of `benchmarks.pearl_learning`."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        yield markdown_line((f"`{name}`", *summary(tests)))
 
 
 def main(paths: Sequence[str]) -> None:
     """Print a table for each file and body."""
     for path in paths:
-        rows = read(Path(path))
+        rows = read_rows(Path(path))
         for body in dict.fromkeys(row["tasks"] for row in rows):
             print(f"{path}, {body}\n", *table(rows, body), "", sep="\n")
 

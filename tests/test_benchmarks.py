@@ -20,12 +20,14 @@ from benchmarks.__main__ import main
 from benchmarks.cases import MODES, Call, Case, Child, Program, Quoted, get_mode
 from benchmarks.compare import compare
 from benchmarks.counting import count_operations
+from benchmarks.csv_files import read_rows
 from benchmarks.measure import add_ceilings, measure_benchmark
 from benchmarks.open_loop import OpenLoop, episode_returns, search
 from benchmarks.plot import curves
 from benchmarks.results import SCHEMA, check, read_document, write_document
 from benchmarks.statistics import summarize, verdict
 from tamherd_jax.experiments.presets import get_preset
+from tamherd_jax.herd.artefact import Herd
 
 ROOT = Path(__file__).parents[1]
 SMOKE = MODES["smoke"]
@@ -219,7 +221,7 @@ def test_committed_learning_curves_name_settings_of_the_study():
 
 @pytest.mark.parametrize("file", ["pearl_recipes_1.csv", "pearl_recipes_2.csv"])
 def test_tables_of_pearls_recipes_are_those_of_the_committed_curves(file):
-    rows = pearl_recipes.read(ROOT / "benchmarks" / "results" / file)
+    rows = read_rows(ROOT / "benchmarks" / "results" / file)
     assert {row["recipe"] for row in rows} <= set(pearl_learning.RECIPES)
     page = (ROOT / "docs" / "learning.md").read_text()
     for body in ("cheetah", "walker"):
@@ -229,8 +231,7 @@ def test_tables_of_pearls_recipes_are_those_of_the_committed_curves(file):
 
 
 def test_table_of_explorations_is_that_of_the_committed_adaptations():
-    with (ROOT / "benchmarks" / "results" / "pearl_exploration.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(ROOT / "benchmarks" / "results" / "pearl_exploration.csv")
     assert tuple(rows[0]) == pearl_exploration.COLUMNS
     shown = (ROOT / "docs" / "learning.md").read_text().split("<!-- pearl_exploration.csv -->\n\n")[1].split("\n\n")[0]
     assert shown.splitlines() == list(pearl_exploration.table(rows))
@@ -247,6 +248,26 @@ def test_a_table_of_explorations_counts_adaptations_below_half_of_the_best_mean(
         "| cheetah-forward | mean | 2 | 1 | 5 | 5 | 100% |",
         "| cheetah-forward | noise | 2 | 1 | 30 | 10 | 0% |",
     ]
+
+
+def test_explorations_adapt_the_member_that_was_trained_on_the_task(monkeypatch):
+    herd = Herd.load("ml2-pearl")
+    twice = dataclasses.replace(herd, labels=np.repeat(herd.labels, 2))  # two embedded training tasks of each task
+    first = jax.tree.leaves(herd.members)[0]
+
+    def which(learner, kind, episodes):
+        def adapt(keys, member, task):
+            (row,) = (row for row in range(herd.size) if np.array_equal(first[row], jax.tree.leaves(member)[0]))
+            return np.full(len(keys), row), np.zeros(len(keys))
+
+        return adapt
+
+    monkeypatch.setattr(pearl_exploration.Herd, "load", lambda name: twice)
+    monkeypatch.setattr(pearl_exploration, "adaptations", which)
+    rows = list(pearl_exploration.lines(pearl_exploration.Exploration(("herd",), episodes=(1,), repeats=1)))
+    trained = [float(np.argmax(column)) for column in herd.member_tasks.T]
+    assert len(set(trained)) == 2
+    assert [float(row[5]) for row in rows] == 2 * trained
 
 
 def test_explorations_need_a_herd_of_pearls():
@@ -523,7 +544,7 @@ def test_the_study_of_iterations_compares_the_same_seeds_over_the_last_epochs():
 def test_the_page_on_learning_has_the_study_of_iterations_as_it_was_recorded():
     """Of every kind: its return and, but for the largest number of iterations, the difference to that."""
     results, page = ROOT / "benchmarks" / "results" / "cg_iterations.csv", (ROOT / "docs" / "learning.md").read_text()
-    lines = list(cg_iterations.report(cg_iterations.read(results)))
+    lines = list(cg_iterations.report(read_rows(results)))
     assert len(lines) == 6
     for line in lines:
         kind, returns = line.split(" iterations: ")

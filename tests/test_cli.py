@@ -130,6 +130,15 @@ def test_two_runs_never_take_the_same_directory(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("dangling", [False, True])
+def test_what_is_no_directory_in_the_place_of_all_runs(tmp_path, monkeypatch, dangling):
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    runs.symlink_to("nowhere") if dangling else runs.write_text("")
+    with pytest.raises(UserError, match="cannot write to runs"), new_run_directory(None, "quick"):
+        pass
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_directory_without_permission(tmp_path, capsys):
     tmp_path.chmod(0o500)

@@ -362,8 +362,10 @@ def new_run_directory(out: Path | None, preset: str) -> Iterator[Path]:
 
 def numbered_directory(where: Path, name: str) -> Path:
     """Make the first directory of `name-1`, `name-2`, ... that is not there; of two processes each gets its own."""
-    for number in itertools.count(1):
+    where.mkdir(parents=True, exist_ok=True)
+    numbers = itertools.count(1)
+    while True:
+        path = where / f"{name}-{next(numbers)}"
         with contextlib.suppress(FileExistsError):
-            (where / f"{name}-{number}").mkdir(parents=True)
-            break
-    return where / f"{name}-{number}"
+            path.mkdir()
+            return path
