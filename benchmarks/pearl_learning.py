@@ -43,6 +43,7 @@ _LAYER = {"critic_norm": "layer", "bootstrap": "q", "squash": "exact"}
 _UNIT = {**_LAYER, "reward_unit": "magnitude", "reward_scale": 5.0}
 _BINS = {**_UNIT, "critic_loss": "categorical", "value_limit": 1000.0}
 _UNIT_98 = {**_UNIT, "discount": 0.98}
+_WINDOW = {**_UNIT_98, "context_window": 4000}
 _FINE = {**_BINS, "value_bins": 401, "value_limit": 2000.0, "reward_scale": 20.0, "discount": 0.98}
 RECIPES: dict[str, dict[str, Any]] = {
     "quick": {},
@@ -90,6 +91,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "wide-u98-rate-5e-4": {**_UNIT_98, "hidden_sizes": (256, 256), "learning_rate": 5e-4},
     "batch-u98": {**_UNIT_98, "batch_size": 256},
     "batch-u98-rate-2e-3": {**_UNIT_98, "batch_size": 256, "learning_rate": 2e-3},
+    "contexts-window-2000": {**_UNIT_98, "context_window": 2000},
+    "contexts-window-4000": _WINDOW,
+    "contexts-window-4000-episodes-1": {**_WINDOW, "context_episodes": 1},
+    "contexts-window-4000-episodes-2": {**_WINDOW, "context_episodes": 2},
+    "contexts-episodes-1": {**_UNIT_98, "context_episodes": 1},
     "fine": _FINE,
     "fine-rate-2e-3": {**_FINE, "learning_rate": 2e-3},
     "fine-scale-40": {**_FINE, "value_limit": 4000.0, "reward_scale": 40.0},

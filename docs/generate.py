@@ -1,9 +1,8 @@
 """Tables and figures of README and documentation, made from the results committed under benchmarks/results/.
 
 python docs/generate.py              the pages of docs/generated/, which Sphinx includes (docs/conf.py calls this)
-python docs/generate.py README.md    the tables between `<!-- results: RUN -->` or `<!-- modes: PRESET -->` and
-                                     `<!-- end of results -->` of a file, and each docs/figures/RUN.png that it shows,
-                                     Figure 2 of that run
+python docs/generate.py README.md    the tables between `<!-- results: RUN -->` and `<!-- end of results -->` of a
+                                     file, and each docs/figures/RUN.png that it shows, Figure 2 of that run
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from tamherd_jax.reporting.statistics import Analysis, ArmSummary, Estimate, ana
 RESULTS = ROOT / "benchmarks" / "results"
 GENERATED = ROOT / "docs" / "generated"
 FIGURES = ROOT / "docs" / "figures"
-BLOCK = re.compile(r"(<!-- (results|modes): ([\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 PAPER_ARMS = ("oracle", "single", "herd")
 
 NOTES = {
@@ -171,9 +170,7 @@ def fill(text: str, runs: dict[str, RunFiles]) -> str:
     """
 
     def block(match: re.Match[str]) -> str:
-        start, kind, name, end = match.groups()
-        if kind == "modes":
-            return f"{start}\n{modes_table(runs, name)}\n{end}"
+        start, name, end = match.groups()
         if name not in runs:
             raise ValueError(f"there is no run {name!r}; runs are {', '.join(runs)}")
         return start + readme_block(runs[name]) + end

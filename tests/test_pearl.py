@@ -398,6 +398,19 @@ def test_the_encoder_buffer_is_of_the_full_buffers_last_prior_phase(ran):
         np.testing.assert_array_equal(context, full[50:70], "second draw's prior phase: after 30 initial and 20 of the first")
 
 
+def test_a_context_window_keeps_the_latest_prior_phases_of_every_draw():
+    pearl = learner(fence=0.3, config=dataclasses.replace(TINY, context_window=60, context_episodes=1))
+    keys = jax.random.split(jax.random.key(0), 3)
+    state, _ = jax.jit(pearl.prefill)(keys[1], jax.jit(pearl.init)(keys[0]), GOALS, WEIGHTS)
+    state, trained = jax.jit(pearl.train_epoch)(keys[2], state, GOALS, WEIGHTS)
+    assert state.encoder.size.tolist() == [60, 0, 60]
+    assert all(bool(jnp.isfinite(value)) for value in trained.diagnostics.values())
+    for task in (0, 2):
+        held = np.roll(state.encoder.experience.obs[task], -int(state.encoder.cursor[task]), axis=0)
+        full = state.full.experience.obs[task]
+        np.testing.assert_array_equal(held, full[10:70], "20 of the 30 initial steps, and the 20 of each of two draws")
+
+
 def test_stored_actions_are_squashed_and_rewards_those_of_the_task(ran):
     state = ran.state
     stored = jax.tree.map(lambda leaf: leaf[0, :130], state.full.experience)
@@ -502,6 +515,8 @@ def test_settings_that_cannot_run_are_refused():
         PEARLConfig(learning_rate=float("nan"))
     with pytest.raises(ValueError, match="bootstrap must be one of value, q"):
         PEARLConfig(bootstrap="x")
+    with pytest.raises(ValueError, match="context window must be a multiple of the horizon 200, not 300"):
+        PEARLConfig(context_window=300)
     with pytest.raises(ValueError, match="gradient steps must be a multiple of the policy delay 3, not 2000"):
         PEARLConfig(policy_delay=3)
     with pytest.raises(ValueError, match="replay capacity must be at least 2000"):

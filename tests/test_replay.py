@@ -116,6 +116,27 @@ def test_sampling_is_uniform(added):
     assert chisquare(counts).pvalue > 0.01
 
 
+@pytest.mark.parametrize("added", [24, 60])
+def test_a_draw_from_few_episodes_holds_whole_episodes_and_all_alike_often(added):
+    horizon, capacity = 6, 36
+    buffer = replay.init(EXAMPLE, 2, capacity)
+    buffer = replay.add(buffer, rows(range(added)), jnp.ones(added, int), jnp.ones(added))
+
+    def draw(key, episodes):
+        return replay.sample_episodes(buffer, key, jnp.array(1), 40, episodes, horizon)["x"]
+
+    keys = jax.random.split(jax.random.key(1), 600)
+    held = np.asarray(contents(buffer, 1))
+    for episodes in (1, 2):
+        drawn = np.asarray(jax.vmap(lambda key, episodes=episodes: draw(key, episodes))(keys))
+        assert max(len(set(row // horizon)) for row in drawn) == episodes
+        assert min(len(set(row // horizon)) for row in drawn) == 1
+    first = np.asarray(jax.vmap(lambda key: draw(key, 1)[0])(keys))
+    counts = np.array([(first == value).sum() for value in held])
+    assert counts.sum() == 600, "nothing but what the ring holds"
+    assert chisquare(counts).pvalue > 0.01
+
+
 def test_bytes_are_what_is_allocated():
     buffer = replay.init(EXAMPLE, 3, 50)
     assert replay.buffer_bytes(jax.eval_shape(lambda: EXAMPLE), 3, 50) == sum(leaf.nbytes for leaf in jax.tree.leaves(buffer))

@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from tamherd_jax.validation import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat, check_fields, traceable
+from tamherd_jax.validation import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitFloat,
+    check_fields,
+    traceable,
+)
 
 
 @traceable
@@ -50,6 +58,10 @@ class PEARLConfig:
       meta_batch_size: M, tasks of a gradient step.
       batch_size: transitions of each of them.
       context_size: transitions that a belief is inferred from in training.
+      context_window: latest prior-phase transitions of each task that these are drawn from; 0 for those of the task's latest
+        draw alone, as oyster has it: 2 episodes, if `prior_steps` are 2 horizons.
+      context_episodes: episodes of the window, chosen at random, that each context is drawn from; 0 for all of them, as oyster
+        has it. A test explores few episodes, and they may all run the same way.
       replay_capacity: transitions of each task in the full buffer. An epoch adds `prior_steps + posterior_steps` for every
         draw of the task, so a short run needs far less than oyster's million.
       deterministic_exploration: whether the exploration episodes of `adapt` take the mean action, as oyster's do.
@@ -85,6 +97,8 @@ class PEARLConfig:
     meta_batch_size: PositiveInt = 4
     batch_size: PositiveInt = 256
     context_size: PositiveInt = 256
+    context_window: NonNegativeInt = 0
+    context_episodes: NonNegativeInt = 0
     replay_capacity: PositiveInt = 1_000_000
     deterministic_exploration: bool = True
     use_context: bool = True
@@ -102,6 +116,8 @@ class PEARLConfig:
             if steps < episodes * self.horizon or steps % self.horizon:
                 rule = f"a multiple of the horizon {self.horizon}, at least {episodes} of it"
                 raise ValueError(f"{name.replace('_', ' ')} must be {rule}, not {steps}")
+        if self.context_window % self.horizon:
+            raise ValueError(f"context window must be a multiple of the horizon {self.horizon}, not {self.context_window}")
         if self.gradient_steps % self.policy_delay:
             rule = f"a multiple of the policy delay {self.policy_delay}"
             raise ValueError(f"gradient steps must be {rule}, not {self.gradient_steps}")
@@ -110,5 +126,5 @@ class PEARLConfig:
 
     @property
     def encoder_capacity(self) -> int:
-        """Transitions of each task in the encoder buffer, which is emptied whenever the task is sampled."""
-        return max(self.initial_steps, self.prior_steps)
+        """Transitions of each task in the encoder buffer; without `context_window` each draw of the task empties it."""
+        return self.context_window or max(self.initial_steps, self.prior_steps)

@@ -146,7 +146,7 @@ class PEARL:
         """`state` with `other`'s replay of the tasks with a positive weight in `weights` `[N]`, in place of `prefill`.
 
         The transitions of another policy are as good: soft actor-critic is off-policy, and the contexts in the encoder buffer
-        are replaced by the learner's own at its first draw of the task.
+        are replaced by the learner's own, at its first draw of the task or once these fill the window.
         """
         full, encoder = (replay.clear(buffer, weights <= 0) for buffer in (other.full, other.encoder))
         return dataclasses.replace(state, full=full, encoder=encoder)
@@ -157,7 +157,7 @@ class PEARL:
         """Collect in M sampled tasks, all at once, then `gradient_steps` steps on replayed transitions.
 
         Draws are independent given the policy, and so are a draw's episodes but for the belief: that of its posterior phase
-        comes from its own prior phase, which replaces the task's encoder buffer. So both phases run in parallel over draws.
+        comes from its own prior phase. So both phases run in parallel over draws.
 
         Args:
           key: consumed.
@@ -235,8 +235,13 @@ class PEARL:
         return replay.add(buffer, transitions, jnp.repeat(index, valid.size // index.size), valid)
 
     def _remember(self, state: PEARLState, index: jax.Array, prior: AutoresetSteps, posterior: AutoresetSteps) -> PEARLState:
-        """Both phases into the full buffer; each task's last prior phase in place of what its encoder buffer held."""
+        """Both phases into the full buffer; prior phases into the encoder buffer.
+
+        There they join those of the window, or without one each task's last draw replaces what the buffer held.
+        """
         full = self._add(self._add(state.full, index, prior), index, posterior)
+        if self.config.context_window:
+            return dataclasses.replace(state, full=full, encoder=self._add(state.encoder, index, prior))
         drawn = jnp.any(index[None] == jnp.arange(self.tasks)[:, None], axis=1)
         last = jnp.append(index[1:] != index[:-1], True)  # `index` ascends
         prior = dataclasses.replace(prior, valid=jnp.where(last[:, None, None], prior.valid, 0.0))
@@ -274,13 +279,17 @@ class PEARL:
         index = jax.random.choice(task_key, self.tasks, (c.meta_batch_size,), p=weights)
         actions = (c.meta_batch_size, c.batch_size, self.env.action_size)
 
-        def draw(key: jax.Array, buffer: ReplayBuffer, size: int) -> PyTree:
-            keys = jax.random.split(key, c.meta_batch_size)
-            return jax.vmap(replay.sample, in_axes=(None, 0, 0, None))(buffer, keys, index, size)
+        def context(key: jax.Array, task: jax.Array) -> PyTree:
+            if not c.context_episodes:
+                return replay.sample(state.encoder, key, task, c.context_size)
+            return replay.sample_episodes(state.encoder, key, task, c.context_size, c.context_episodes, c.horizon)
+
+        def transitions(key: jax.Array, task: jax.Array) -> PyTree:
+            return replay.sample(state.full, key, task, c.batch_size)
 
         return ReplayBatch(
-            context=draw(context_key, state.encoder, c.context_size),
-            transitions=draw(data_key, state.full, c.batch_size),
+            context=jax.vmap(context)(jax.random.split(context_key, c.meta_batch_size), index),
+            transitions=jax.vmap(transitions)(jax.random.split(data_key, c.meta_batch_size), index),
             latent_noise=jax.random.normal(latent_key, (c.meta_batch_size, c.latent_size)),
             action_noise=jax.random.normal(action_key, actions),
             next_noise=None if self._sac.has_value else jax.random.normal(jax.random.fold_in(action_key, 1), actions),

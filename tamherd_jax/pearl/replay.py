@@ -103,6 +103,29 @@ def sample(buffer: ReplayBuffer, key: jax.Array, task: Integer[Array, ""], size:
     return jax.tree.map(lambda ring: ring[task, index], buffer.experience)
 
 
+def sample_episodes(
+    buffer: ReplayBuffer, key: jax.Array, task: Integer[Array, ""], size: int, episodes: int, horizon: int
+) -> PyTree:
+    """Draw uniformly, with replacement, from a few episodes of one task's ring, themselves drawn with replacement.
+
+    Args:
+      buffer: the rings; their capacity is a multiple of `horizon`, and what they hold are runs of so many steps.
+      key: consumed.
+      task: `[]` whose ring; of one with less than an episode the draw means nothing.
+      size: B, static.
+      episodes: E, static.
+      horizon: T, steps of a run.
+
+    Returns:
+      Transitions with leaves `[B, ...]`.
+    """
+    run_key, choice_key, step_key = jax.random.split(key, 3)
+    runs = jax.random.randint(run_key, (episodes,), 0, jnp.maximum(buffer.size[task] // horizon, 1))
+    chosen = runs[jax.random.randint(choice_key, (size,), 0, episodes)]
+    index = chosen * horizon + jax.random.randint(step_key, (size,), 0, horizon)
+    return jax.tree.map(lambda ring: ring[task, index], buffer.experience)
+
+
 def filled(buffer: ReplayBuffer) -> Bool[Array, " N"]:
     """`[N]` whether a task has any transition."""
     return buffer.size > 0
