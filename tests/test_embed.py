@@ -134,9 +134,11 @@ def check_outputs(directory, names, seeds=2):
     return document
 
 
-def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, capsys):
-    embed("--embedding", "transition", "gradient", "--test-probes", 2, "--out", tmp_path / "fresh")
-    rows = check_outputs(tmp_path / "fresh", ("transition", "gradient"))["rows"]
+def test_fresh_probes_then_a_run_directory(toy_world, finished_toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "embed-1").mkdir(parents=True)  # another process has taken it, and writes when it is done
+    embed("--embedding", "transition", "gradient", "--test-probes", 2)
+    rows = check_outputs(tmp_path / "runs" / "embed-2", ("transition", "gradient"))["rows"]
     assert rows[0]["clusters"] == 2
     assert sum(map(sum, rows[0]["test"]["assigned_to"])) == 8
     assert "Scores by number of clusters" in capsys.readouterr().out

@@ -64,7 +64,7 @@ def test_resumed_between_calls(in_pairs, float64):
 
 
 def test_a_fault_inside_a_call_is_told_with_its_epoch(monkeypatch):
-    experiment = toy_experiment(config(epochs_per_call=3))
+    experiment = toy_experiment(config(epochs_per_call=3), own_programs=True)
     train = experiment.plan.learner.train_epoch
 
     def train_epoch(key, state, tasks, weights):

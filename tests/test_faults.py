@@ -20,7 +20,7 @@ from tamherd_jax.reporting import figures, tables
 
 def poisoned(seed_index, arm, learner, epoch):
     """An experiment in which one learner's parameters become NaN in one epoch, by nothing but its own data."""
-    experiment = toy_experiment()
+    experiment = toy_experiment(own_programs=True)
     target = jax.random.fold_in(learner_keys(experiment.plan.seeds, arm, learner + 1)[seed_index, learner], epoch)
     program = experiment.plan.arms[arm].learner
     train = program.train_epoch

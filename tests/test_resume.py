@@ -226,7 +226,7 @@ def test_another_shape_tree_or_type_is_refused_before_anything_is_read(copied, m
     """The same configuration, but a learner of another version of the code."""
 
     def changed(change):
-        experiment = toy_experiment()
+        experiment = toy_experiment(own_programs=True)
         init = experiment.plan.learner.init
         monkeypatch.setattr(experiment.plan.learner, "init", lambda key: change(init(key)))
         return experiment
@@ -324,7 +324,7 @@ def test_random_keys_and_empty_leaves_in_a_state_survive(tmp_path):
     """What another learner may carry: its own keys, counters, a buffer that is empty."""
 
     def extended():
-        experiment = toy_experiment()
+        experiment = toy_experiment(own_programs=True)
         init, train = experiment.plan.learner.init, type(experiment.plan.learner).train_epoch
 
         def wrap(state, key):

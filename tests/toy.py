@@ -1,5 +1,7 @@
 """A small experiment on the point mass: all stages, seconds to compile, milliseconds an epoch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +34,24 @@ def toy_config(**changes):
     return ExperimentConfig(**(settings | changes))
 
 
-def toy_experiment(config=None, seeds=2, own_seeds=None, **options):
+def toy_experiment(config=None, seeds=2, own_programs=False, **options):
+    """The toy before its first epoch; see `share_programs`."""
     config = toy_config(seeds=seeds) if config is None else config
-    return Experiment(config, PointMass(), point_tasks(), seeds=own_seeds, **options)
+    experiment = Experiment(config, PointMass(), point_tasks(), **options)
+    return experiment if own_programs else share_programs(experiment, **options)
+
+
+_FIRST = {}
+
+
+def share_programs(experiment, **options):
+    """Give an experiment the plan and the compiled programs of the first like it; not one whose learner a test changes."""
+    config = dataclasses.replace(experiment.config, stop_at=None)  # which no program knows
+    how = jax.config.jax_enable_x64, jax.config.read("jax_disable_most_optimizations")
+    first = _FIRST.setdefault(repr((config, experiment.plan.task_set.name, options, how)), experiment)
+    experiment.plan = dataclasses.replace(first.plan, config=experiment.config)
+    experiment.programs = first.programs
+    return experiment
 
 
 def untrained_herd(learner, task_set, kept=acting):

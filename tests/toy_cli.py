@@ -10,13 +10,14 @@ from tamherd_jax import cli
 def put_toy(patch=setattr, patch_item=dict.__setitem__):
     """Make the command line run the toy; `patch` and `patch_item` may be those of pytest's monkeypatch."""
     from point_mass import PointMass, point_tasks
-    from toy import toy_config
+    from toy import share_programs, toy_config
 
     from tamherd_jax.experiments import presets, runner
 
     class ToyExperiment(runner.Experiment):
         def __init__(self, config, **options):
             super().__init__(config, PointMass(), point_tasks(), **options)
+            share_programs(self, **options)
 
     patch(runner, "Experiment", ToyExperiment)
     patch_item(presets.PRESETS, "quick", toy_config())

@@ -1,6 +1,7 @@
 """A small experiment of PEARL on the goal mass: all stages, a second an epoch."""
 
 from goal_mass import GoalMass, goal_tasks
+from toy import share_programs
 
 from tamherd_jax.experiments.config import ExperimentConfig
 from tamherd_jax.experiments.runner import Experiment
@@ -46,5 +47,7 @@ def pearl_config(**changes):
     return ExperimentConfig(**(settings | changes))
 
 
-def pearl_experiment(**changes):
-    return Experiment(pearl_config(**changes), GoalMass(), goal_tasks())
+def pearl_experiment(own_programs=False, **changes):
+    """The toy before its first epoch; see `share_programs`."""
+    experiment = Experiment(pearl_config(**changes), GoalMass(), goal_tasks())
+    return experiment if own_programs else share_programs(experiment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,17 @@ def drop_output() -> None:
     """Send standard output to nowhere from here on, so that neither a print nor the interpreter's end fails on it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
+
+
+def numbered_directory(where: Path, name: str) -> Path:
+    """Make the first directory of `name-1`, `name-2`, ... that is not there; of two processes each gets its own."""
+    where.mkdir(parents=True, exist_ok=True)
+    numbers = itertools.count(1)
+    while True:
+        path = where / f"{name}-{next(numbers)}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
 
 
 def check_count(option: str, value: int | None, most: int = 10**6) -> None:

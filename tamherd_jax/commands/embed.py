@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, writing_to
+from tamherd_jax.commands import (
+    UserError,
+    check_count,
+    mistakes_of_the_user,
+    new_console,
+    numbered_directory,
+    writing_to,
+)
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
 from tamherd_jax.commands.embedding_options import EmbeddingOptions
 from tamherd_jax.commands.options import by_name, listed, one_of, option, some_of
@@ -62,9 +69,13 @@ def embed(options: Embed) -> None:
         config = run_config(options) if options.directory else fresh_config(options)
         configs = embedding_configs(options, config)
         config = dataclasses.replace(config, clustering=options.method.clustering(config.clustering))
-    directory = output_directory(options)
-    found = stored(options, config, configs)
-    arrays, rows, task_names = found or computed(options, config, configs, directory, console)
+    if options.directory:
+        directory = options.out or options.directory / "embed"
+        found = stored(options, config, configs) or computed(options, config, configs, *read_probes(options), console)
+    else:
+        *probes, directory = train_probes(config, options.out, console)
+        found = computed(options, config, configs, *probes, console)
+    arrays, rows, task_names = found
     with writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
         write(directory, config, task_names, arrays, rows)
@@ -153,15 +164,14 @@ def stored(options: Embed, config: Any, configs: dict[str, Any]) -> Any:
     return arrays | {"task": embeddings["task"]}, rows, results.task_set.tasks
 
 
-def computed(options: Embed, config: Any, configs: dict[str, Any], directory: Path, console: Any) -> Any:
-    """Return arrays, rows and names of tasks from probes that are read or trained."""
+def computed(options: Embed, config: Any, configs: dict[str, Any], experiment: Any, probes: Any, console: Any) -> Any:
+    """Return arrays, rows and names of tasks from the states `[S, ...]` of probes."""
     import jax
     import numpy as np
 
     from tamherd_jax.experiments.embedding import embed_with_probe, training_and_test_tasks
     from tamherd_jax.parallel import map_learners
 
-    experiment, states = read_probes(options) if options.directory else train_probes(config, directory, console)
     plan = experiment.plan
     task_set, count = plan.task_set, len(plan.task_set)
     training = options.tasks_per_mode * count if options.tasks_per_mode else config.embedding_tasks
@@ -172,7 +182,7 @@ def computed(options: Embed, config: Any, configs: dict[str, Any], directory: Pa
 
     console.print(f"embedding {training} training tasks and {len(test_task)} test probes a seed", highlight=False)
     keys = jax.vmap(jax.random.key)(np.asarray(plan.seeds, np.uint32))
-    embedded = jax.tree.map(np.asarray, map_learners(one, (0, 0))(keys, states))
+    embedded = jax.tree.map(np.asarray, map_learners(one, (0, 0))(keys, probes))
     arrays, rows = analyses({name: embedded[name] for name in configs}, config, plan, task, test_task)
     return arrays, rows, task_set.task_names
 
@@ -219,8 +229,8 @@ def read_probes(options: Embed) -> Any:
     return experiment, experiment.state.probe
 
 
-def train_probes(config: Any, directory: Path, console: Any) -> Any:
-    """An experiment and the states `[S, ...]` of its probes, trained here."""
+def train_probes(config: Any, out: Path | None, console: Any) -> Any:
+    """An experiment, the states `[S, ...]` of its probes, trained here, and where results go: by default a new directory."""
     from tamherd_jax.experiments.runner import Experiment
     from tamherd_jax.herd.clustering import ClusteringConfig
     from tamherd_jax.reporting.terminal import ProgressDisplay
@@ -229,7 +239,8 @@ def train_probes(config: Any, directory: Path, console: Any) -> Any:
         # Clusters are computed here afterwards: no herd is planned, so that there may be more than a herd could have members.
         experiment = Experiment(dataclasses.replace(config, clustering=ClusteringConfig()))
         events = experiment.train_probes()
-    with writing_to(directory):
+    with writing_to(out or Path("runs")):
+        directory = numbered_directory(Path("runs"), "embed") if out is None else out
         directory.mkdir(parents=True, exist_ok=True)
     plan, log = experiment.plan, directory / "log.jsonl"
     task_set, work = plan.task_set, config.probe_epochs * plan.budget.single_epoch * config.seeds
@@ -237,21 +248,10 @@ def train_probes(config: Any, directory: Path, console: Any) -> Any:
         display.note(f"{config.seeds} probe(s), {config.probe_epochs} epochs, physics {plan.env.backend}")
         for event in events:
             display.show(event)
-    return experiment, experiment.state.probe
+    return experiment, experiment.state.probe, directory
 
 
 # Output --------------------------------------------------------------------------------------------------------------
-
-
-def output_directory(options: Embed) -> Path:
-    """Return where results go; it is made once there is something to write."""
-    if options.out is not None:
-        path = options.out
-    elif options.directory is not None:
-        path = options.directory / "embed"
-    else:
-        path = next(path for n in range(1, 10**6) if not (path := Path("runs") / f"embed-{n}").exists())
-    return path
 
 
 def write(directory: Path, config: Any, task_names: Any, arrays: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import shlex
 import sys
@@ -16,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 import tamherd_jax
-from tamherd_jax.commands import UserError, check_count, mistakes_of_the_user, new_console, parse_shots, writing_to
+from tamherd_jax.commands import (
+    UserError,
+    check_count,
+    mistakes_of_the_user,
+    new_console,
+    numbered_directory,
+    parse_shots,
+    writing_to,
+)
 from tamherd_jax.commands.compilation_cache import use_compilation_cache
 from tamherd_jax.commands.report import show_report
 from tamherd_jax.commands.run_options import MethodOptions, OutputOptions, ScaleOptions, TestingOptions, TrainingOptions
@@ -358,14 +365,3 @@ def new_run_directory(out: Path | None, preset: str) -> Iterator[Path]:
             instead = ", or go on with the run in it with --resume" if (out / "config.json").exists() else ""
             raise UserError(f"{out} is not empty; name a new directory with --out{instead}")
         yield out
-
-
-def numbered_directory(where: Path, name: str) -> Path:
-    """Make the first directory of `name-1`, `name-2`, ... that is not there; of two processes each gets its own."""
-    where.mkdir(parents=True, exist_ok=True)
-    numbers = itertools.count(1)
-    while True:
-        path = where / f"{name}-{next(numbers)}"
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            return path
