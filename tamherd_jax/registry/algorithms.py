@@ -179,7 +179,8 @@ _PEARL_COUNTS = {
 }
 # LayerNorm in the critics, a target Q, the exact tanh density, rewards in units of their magnitude and a discount of 0.98:
 # oracles return more with them after 20,000 updates (docs/learning.md). Exploration is noisy, as are the episodes from which a
-# belief is inferred in training. Networks are sized for two cores.
+# belief is inferred in training; and each of those beliefs is of two recent episodes, as in a test. Networks are sized for two
+# cores.
 _SMALL_PEARL = {
     "encoder_sizes": (64, 64),
     "hidden_sizes": (128, 128),
@@ -192,6 +193,8 @@ _SMALL_PEARL = {
     "bootstrap": "q",
     "squash": "exact",
     "deterministic_exploration": False,
+    "context_window": 4000,
+    "context_episodes": 2,
     "prior_steps": 400,
     "posterior_steps": 400,
     "gradient_steps": 800,
