@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
-OPTIMISED = ("planar", "physics", "simd", "lowering", "parallel", "returns", "benchmarks", "cli", "smoke")
+OPTIMISED = ("planar", "physics", "simd", "lowering", "returns", "benchmarks", "cli", "smoke")
 """Files, by what follows `test_`, whose programs XLA optimises as a user's: of numbers to the last digit, or real runs.
 
 The others test what programs compute, not how fast: they are sooner compiled with few optimisations.
@@ -97,6 +97,8 @@ def pytest_configure(config):
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir(f"xla-{worker}")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # as the command has it
+    os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"  # for subprocesses
 
 
 @pytest.fixture(autouse=True)

@@ -172,6 +172,32 @@ def test_a_default_cache_that_cannot_be_made_is_no_mistake(monkeypatch, tmp_path
         use_compilation_cache(str(tmp_path / "file" / "x"))
 
 
+COMPILES = """
+import sys
+import jax
+from tamherd_jax.commands.compilation_cache import use_compilation_cache
+
+use_compilation_cache(sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+jax.jit(lambda x: x + 1)(1.0)
+print(events.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def test_a_cache_that_was_moved_is_still_of_use(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", raising=False)
+
+    def hits(name):
+        command = [sys.executable, "-c", COMPILES, str(tmp_path / name)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert hits("one") == 0
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert hits("two") > 0
+
+
 def test_a_directory_whose_name_is_not_utf8(tmp_path):
     where = os.fsencode(tmp_path) + b"/a\xffb"
     done = subprocess.run(

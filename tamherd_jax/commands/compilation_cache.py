@@ -23,7 +23,7 @@ def default_cache() -> Path | None:
 
 
 def use_compilation_cache(named: str | None) -> None:
-    """Keep compiled programs in a directory between runs.
+    """Keep compiled programs in a directory between runs. It may be moved, or copied to another machine of the same kind.
 
     Args:
       named: The directory that the user named, `off` for none, None for the default one. A default directory that cannot be
@@ -52,3 +52,5 @@ def use_compilation_cache(named: str | None) -> None:
 
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    # By default JAX tells XLA of a place beside it for what it finds out about a GPU, and the place becomes part of every key.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
