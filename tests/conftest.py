@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from filelock import FileLock
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 from real_runs import RUNS
 
@@ -48,21 +49,22 @@ def jittered(init, seed):
     return perturbed
 
 
-LONG = ("cli", "pearl_experiment", "resume", "examples", "planar", "sweep", "embed", "lowering", "herd", "epochs_per_call")
-"""Files that take minutes, by what follows `test_`: they come first, so that no worker is left alone with one at the end."""
-
-
-def pytest_collection_modifyitems(items):
-    """Put the longest files first; workers take files in this order."""
-    place = {f"test_{name}": number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
-
-
-OPTIMISED = ("planar", "physics", "simd", "lowering", "returns", "benchmarks", "cli", "smoke")
+OPTIMISED = ("planar", "cli", "lowering", "physics", "simd", "returns", "benchmarks", "smoke")
 """Files, by what follows `test_`, whose programs XLA optimises as a user's: of numbers to the last digit, or real runs.
 
 The others test what programs compute, not how fast: they are sooner compiled with few optimisations.
 """
+LONG = ("resume", "pearl_experiment", "pearl", "parallel", "examples", "maml_learner", "epochs_per_call", "sweep", "embed")
+"""Files of the others that take minutes, the longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put optimised files first, since programs are dropped between these and the others, and long ones before short ones.
+
+    Workers take files in this order: so none is left alone with a long one at the end.
+    """
+    order = {f"test_{name}": number for number, name in enumerate((*OPTIMISED, *LONG))}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -139,14 +141,39 @@ def mujoco_env():
 
 
 @pytest.fixture(scope="session")
-def finished_toy():
+def toy_programs(tmp_path_factory):
+    """A directory of the compiled programs of `toy.py`, for processes to copy: those that may be killed share none."""
+    return tmp_path_factory.mktemp("toy-programs")
+
+
+@pytest.fixture(scope="session")
+def finished_toy(toy_programs):
     """The experiment of `toy.py` after a run that nothing disturbed; who changes it puts it back."""
     from toy import toy_experiment
 
     experiment = toy_experiment()
-    for _ in experiment.run():
-        pass
+    with programs_kept_in(toy_programs):
+        for _ in experiment.run():
+            pass
     return experiment
+
+
+@contextlib.contextmanager
+def programs_kept_in(directory):
+    """Keep every program that is compiled meanwhile in this directory instead of the worker's."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [jax.config.read(name) for name in names]
+
+    def use(*values):
+        for name, value in zip(names, values, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(str(directory), 0.0)
+    try:
+        yield
+    finally:
+        use(*before)
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def test_committed_learning_curves_name_settings_of_the_study():
         assert options.tasks == "all" or row["task"].startswith(options.tasks)
 
 
-@pytest.mark.parametrize("file", ["pearl_recipes_1.csv", "pearl_recipes_2.csv"])
+@pytest.mark.parametrize("file", ["pearl_recipes_1.csv", "pearl_recipes_2.csv", "pearl_contexts.csv"])
 def test_tables_of_pearls_recipes_are_those_of_the_committed_curves(file):
     rows = read_rows(ROOT / "benchmarks" / "results" / file)
     assert {row["recipe"] for row in rows} <= set(pearl_learning.RECIPES)
@@ -230,10 +230,11 @@ def test_tables_of_pearls_recipes_are_those_of_the_committed_curves(file):
         assert shown == [line for line in pearl_recipes.table(rows, body) if line in shown]
 
 
-def test_table_of_explorations_is_that_of_the_committed_adaptations():
-    rows = read_rows(ROOT / "benchmarks" / "results" / "pearl_exploration.csv")
+@pytest.mark.parametrize("file", ["pearl_exploration_1.csv", "pearl_exploration_2.csv"])
+def test_table_of_explorations_is_that_of_the_committed_adaptations(file):
+    rows = read_rows(ROOT / "benchmarks" / "results" / file)
     assert tuple(rows[0]) == pearl_exploration.COLUMNS
-    shown = (ROOT / "docs" / "learning.md").read_text().split("<!-- pearl_exploration.csv -->\n\n")[1].split("\n\n")[0]
+    shown = (ROOT / "docs" / "learning.md").read_text().split(f"<!-- {file} -->\n\n")[1].split("\n\n")[0]
     assert shown.splitlines() == list(pearl_exploration.table(rows))
 
 
@@ -275,8 +276,10 @@ def test_explorations_need_a_herd_of_pearls():
         next(pearl_exploration.lines(pearl_exploration.Exploration(("ml2-maml",))))
 
 
-def test_tuned_pearl_is_a_recipe_of_the_comparison():
-    recipe = pearl_learning.RECIPES["fine-scale-20-d99"]
+def test_tuned_pearl_is_a_recipe_of_the_comparison_with_contexts_of_another():
+    both = "fine-scale-20-d99", "contexts-window-4000-episodes-2"
+    recipe, contexts = (pearl_learning.RECIPES[name] for name in both)
+    recipe = recipe | {name: value for name, value in contexts.items() if name.startswith("context_")}
     compared = dataclasses.replace(pearl_learning.BASE, **recipe)  # tested after exploring without noise
     assert get_preset("tuned-pearl").pearl == dataclasses.replace(compared, deterministic_exploration=False)
 

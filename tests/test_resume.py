@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -36,11 +37,18 @@ def parts(experiment):
     return experiment.plan, experiment.state
 
 
-def toy_run(out, *arguments, **options):
-    """`toy_run.py` as a process of its own, sharing compiled programs with the tests."""
-    environment = {**os.environ, "TOY_CACHE": str(jax.config.jax_compilation_cache_dir or ""), "PYTHONWARNINGS": "error"}
+@pytest.fixture
+def cache(finished_toy, toy_programs, tmp_path):
+    """A function that gives each process compiled programs of its own: one that is killed may leave half a file."""
+    copies = itertools.count()
+    return lambda: shutil.copytree(toy_programs, tmp_path / f"programs-{next(copies)}")
+
+
+def toy_run(out, cache, *arguments, **options):
+    """`toy_run.py` as a process of its own."""
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
     out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(TESTS / "toy_run.py"), str(out), *map(str, arguments)]
+    command = [sys.executable, str(TESTS / "toy_run.py"), str(out), "--cache", str(cache), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)
 
 
@@ -110,37 +118,37 @@ def kill_after(process, lines, seconds):
     return running
 
 
-def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(uninterrupted, tmp_path):
+def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(uninterrupted, cache, tmp_path):
+    out = tmp_path / "run"
     draw = random.Random(4)
     kills = 0
     for _ in range(3):
-        kills += kill_after(toy_run(tmp_path), draw.randint(2, 6), draw.uniform(0.0, 0.1))
+        kills += kill_after(toy_run(out, cache()), draw.randint(2, 6), draw.uniform(0.0, 0.1))
     assert kills >= 2
-    output = finish(toy_run(tmp_path))
+    output = finish(toy_run(out, cache()))
     assert "from None" not in output  # the last life did go on from a checkpoint
-    assert_same_results(tmp_path, uninterrupted)
+    assert_same_results(out, uninterrupted)
 
 
-def test_killed_while_a_checkpoint_is_written(uninterrupted, tmp_path):
-    killed = 0
+def test_killed_while_a_checkpoint_is_written(uninterrupted, cache, tmp_path):
+    out, killed = tmp_path / "run", 0
     for _ in range(2):
-        process = toy_run(tmp_path)
+        process = toy_run(out, cache())
         while process.poll() is None:
-            if list((tmp_path / "checkpoints").glob("*.orbax-checkpoint-tmp")):
+            if list((out / "checkpoints").glob("*.orbax-checkpoint-tmp")):
                 process.kill()
             time.sleep(1e-3)  # the process needs the core more
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
     assert killed == 2
-    finish(toy_run(tmp_path))
-    assert not list((tmp_path / "checkpoints").glob("*tmp*"))  # what the killed left half written is cleared
-    assert_same_results(tmp_path, uninterrupted)
+    finish(toy_run(out, cache()))
+    assert not list((out / "checkpoints").glob("*tmp*"))  # what the killed left half written is cleared
+    assert_same_results(out, uninterrupted)
 
 
-def test_resumed_on_another_number_of_devices_trains_to_the_same_bits(uninterrupted, halfway, tmp_path):
-    shutil.copytree(halfway, tmp_path, dirs_exist_ok=True)
-    assert "from 7" in finish(toy_run(tmp_path, "--devices", 2))
-    assert_close_results(tmp_path, uninterrupted)
+def test_resumed_on_another_number_of_devices_trains_to_the_same_bits(uninterrupted, copied, cache):
+    assert "from 7" in finish(toy_run(copied, cache(), "--devices", 2))
+    assert_close_results(copied, uninterrupted)
 
 
 def test_resumed_at_every_epoch_in_the_same_process(uninterrupted, tmp_path):
@@ -203,9 +211,9 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(copied, damage):
         assert line.endswith("delete it to go on from 6")
 
 
-def test_after_deleting_the_damaged_one_the_run_goes_on_from_the_one_before(copied, uninterrupted):
+def test_after_deleting_the_damaged_one_the_run_goes_on_from_the_one_before(copied, cache, uninterrupted):
     shutil.rmtree(copied / "checkpoints" / "7")
-    assert "from 6" in finish(toy_run(copied))
+    assert "from 6" in finish(toy_run(copied, cache()))
     assert_same_results(copied, uninterrupted)
 
 
@@ -493,15 +501,14 @@ def test_configurations_survive_json():
 # Processes -----------------------------------------------------------------------------------------------------------
 
 
-def toy_command(out, *arguments):
+def toy_command(out, cache, *arguments):
     """The command line with the toy, as a process."""
-    cache = str(jax.config.jax_compilation_cache_dir or "off")
-    command = [sys.executable, str(TESTS / "toy_cli.py"), "run", "--out", str(out), "--compilation-cache", cache]
+    command = [sys.executable, str(TESTS / "toy_cli.py"), "run", "--out", str(out), "--compilation-cache", str(cache)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *map(str, arguments)], **pipes, env={**os.environ, "PYTHONWARNINGS": "error"})
 
 
-def test_two_processes_that_share_three_seeds_give_the_results_of_one(tmp_path):
+def test_two_processes_that_share_three_seeds_give_the_results_of_one(cache, tmp_path):
     """Two real processes on loopback, with unequal shares; each keeps checkpoints of its own."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -512,7 +519,7 @@ def test_two_processes_that_share_three_seeds_give_the_results_of_one(tmp_path):
     write_results(*parts(one), tmp_path / "one")
     together = tmp_path / "two"
     shared = ["--seeds", 3, "--devices", 1, "--coordinator", f"localhost:{port}", "--processes", 2]
-    processes = [toy_command(together, *shared, "--process-id", i) for i in range(2)]
+    processes = [toy_command(together, cache(), *shared, "--process-id", i) for i in range(2)]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert_same_results(together, tmp_path / "one")
@@ -538,10 +545,10 @@ def test_the_second_process_makes_no_directory_before_the_first_has_found_it_emp
     assert found == [False]
 
 
-def test_the_command_on_two_devices_killed_and_resumed(uninterrupted, tmp_path):
+def test_the_command_on_two_devices_killed_and_resumed(uninterrupted, cache, tmp_path):
     out, options = tmp_path / "run", ["--devices", 2, "--checkpoint-every", 0]
-    assert kill_after(toy_command(out, *options), 7, 0.0)
-    output = finish(toy_command(out, *options, "--resume"))
+    assert kill_after(toy_command(out, cache(), *options), 7, 0.0)
+    output = finish(toy_command(out, cache(), *options, "--resume"))
     assert "going on from checkpoint" in " ".join(output.split())
     assert_close_results(out, uninterrupted)
 

@@ -39,17 +39,16 @@ def test_every_task_gets_a_member_of_its_body_that_adapts_to_it(adapted):
         assert policy.assignment.confidence > 0.5
 
 
-def test_a_string_of_pearls_gives_every_task_a_member_of_its_body_and_its_cheetah_turns_round():
-    """Minutes of training: its walkers do no better than standing."""
+def test_a_string_of_pearls_gives_every_task_a_member_of_its_body_that_runs_as_told():
+    """Minutes of training: walkers that should run backward do no better than standing."""
     pearls = Herd.load("ml2-pearl")
     assert isinstance(pearls.learner, PEARL)
     keys = [jax.random.key(seed) for seed in range(3)]
     member = {name: pearls.assign(keys[0], name).member for name in pearls.task_set.task_names}
     assert member["cheetah-forward"] == member["cheetah-backward"] != member["walker-forward"] == member["walker-backward"]
-    for name in ("cheetah-forward", "cheetah-backward"):
-        adapted = [pearls.adapt(key, name) for key in keys]
-        before, after = (np.mean([getattr(policy, when).returns for policy in adapted]) for when in ("before", "after"))
-        assert after > max(before + 50, 150), name
+    for name, least in (("cheetah-forward", 300), ("cheetah-backward", 300), ("walker-forward", 250)):
+        for key in keys:
+            assert pearls.adapt(key, name).after.returns.mean() > least, name
 
 
 def test_the_commands_take_a_name(tmp_path, monkeypatch, capsys):

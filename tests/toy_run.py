@@ -16,7 +16,7 @@ def parse():
     parser.add_argument("--every", type=float, default=0.0)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--cache", default=os.environ.get("TOY_CACHE"))
+    parser.add_argument("--cache")
     return parser.parse_args()
 
 
