@@ -162,7 +162,7 @@ def finished_toy(toy_programs):
 def programs_kept_in(directory):
     """Keep every program that is compiled meanwhile in this directory instead of the worker's."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [jax.config.read(name) for name in names]
+    before = [getattr(jax.config, name) for name in names]
 
     def use(*values):
         for name, value in zip(names, values, strict=True):

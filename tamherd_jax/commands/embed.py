@@ -73,8 +73,8 @@ def embed(options: Embed) -> None:
         directory = options.out or options.directory / "embed"
         found = stored(options, config, configs) or computed(options, config, configs, *read_probes(options), console)
     else:
-        *probes, directory = train_probes(config, options.out, console)
-        found = computed(options, config, configs, *probes, console)
+        experiment, probes, directory = train_probes(config, options.out, console)
+        found = computed(options, config, configs, experiment, probes, console)
     arrays, rows, task_names = found
     with writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ def analyses(embedded: dict[str, Any], config: Any, plan: Any, task: Any, test_t
     return arrays, rows
 
 
-def read_probes(options: Embed) -> Any:
+def read_probes(options: Embed) -> tuple[Any, Any]:
     """The experiment of a run directory and the states `[S, ...]` of its probes, from its newest checkpoint."""
     from tamherd_jax.experiments.checkpoints import Checkpoints
     from tamherd_jax.experiments.runner import Experiment
@@ -229,7 +229,7 @@ def read_probes(options: Embed) -> Any:
     return experiment, experiment.state.probe
 
 
-def train_probes(config: Any, out: Path | None, console: Any) -> Any:
+def train_probes(config: Any, out: Path | None, console: Any) -> tuple[Any, Any, Path]:
     """An experiment, the states `[S, ...]` of its probes, trained here, and where results go: by default a new directory."""
     from tamherd_jax.experiments.runner import Experiment
     from tamherd_jax.herd.clustering import ClusteringConfig
