@@ -14,6 +14,7 @@ from tamherd_jax.commands import UserError, drop_output
 from tamherd_jax.commands.config import Config, show_config
 from tamherd_jax.commands.embed import Embed, embed
 from tamherd_jax.commands.evaluate import Evaluate, evaluate
+from tamherd_jax.commands.join import Join, join
 from tamherd_jax.commands.report import Report, report
 from tamherd_jax.commands.run import Run, run
 from tamherd_jax.commands.sweep import Sweep, sweep
@@ -23,6 +24,7 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Join, tyro.conf.subcommand("join")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[View, tyro.conf.subcommand("view")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]
@@ -34,6 +36,7 @@ ACTIONS: dict[type, Callable[[Any], int | None]] = {
     Run: run,
     Sweep: sweep,
     Report: report,
+    Join: join,
     Evaluate: evaluate,
     View: view,
     Embed: embed,

@@ -40,6 +40,7 @@ OPTIONS = {
     "embed": ("--embedding", "--tasks-per-mode", "--test-probes", "--preset", "--clusters", "--linkage", "--metric", "--seeds"),
     "config": ("--preset", "--algorithm", "--set", "--config"),
     "report": (),
+    "join": ("--out",),
     "evaluate": ("--task", "--seed", "--episodes", "--shots", "--test-tasks"),
     "view": ("--task", "--seed", "--out"),
 }
@@ -149,8 +150,10 @@ def command_line(draw: random.Random, directory: Path) -> list[str]:
 
     command = draw.choice([*OPTIONS, "run", "run", "dance"])
     arguments = [command]
-    if command in ("report", "evaluate", "view", "embed") and draw.random() < 0.8:
-        arguments.append(str(draw.choice([directory / "run", directory / "none", directory, *shipped_herds()])))
+    directories = 2 if command == "join" else 1
+    if command in ("report", "join", "evaluate", "view", "embed") and draw.random() < 0.8:
+        choices = [directory / "run", directory / "none", directory, *shipped_herds()]
+        arguments += [str(draw.choice(choices)) for _ in range(directories)]
     for _ in range(draw.randrange(4)):
         arguments.append(draw.choice([*OPTIONS.get(command, ()), "--no-such-option"]))
         if draw.random() < 0.9:

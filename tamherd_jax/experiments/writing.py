@@ -51,14 +51,25 @@ def write_results(plan: Plan, state: RunState, directory: Path, final: FinalTest
     Raises:
       OSError: A file cannot be written.
     """
-    curves, embeddings = run_curves(plan, state), embedding_arrays(plan, state)
+    curves = run_curves(plan, state)
+    write_result_files(directory, make_results(plan, state, curves, final), curves, embedding_arrays(plan, state))
+
+
+def write_result_files(
+    directory: Path, results: Results, curves: dict[str, np.ndarray], embeddings: dict[str, np.ndarray]
+) -> None:
+    """Write curves.npz and embeddings.npz, then results.json, which names them and episodes.npz, where it is, with checksums.
+
+    Raises:
+      OSError: A file cannot be written.
+    """
     write_arrays(directory / CURVES, curves)
     write_arrays(directory / EMBEDDINGS_FILE, embeddings)
     covered = {CURVES: arrays_checksum(curves), EMBEDDINGS_FILE: arrays_checksum(embeddings)}
     if (directory / EPISODES).exists():
         covered[EPISODES] = arrays_checksum(read_arrays(directory / EPISODES))
-    document = encode(make_results(plan, state, curves, final))
-    if final is None:
+    document = encode(results)
+    if results.final_tests is None:
         del document["final_tests"]
     write_json(directory / RESULTS, sealed({"schema": SCHEMA, **document, "arrays": covered}))
 
