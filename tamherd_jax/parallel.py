@@ -59,7 +59,7 @@ def map_learners(
       donate: arguments whose memory an accelerator may reuse for results. Where one call of one device takes all learners,
         that is the memory of the caller's own arrays, which are gone then; a copy of large states might not fit.
       route: JAX's function that runs a program on several devices; the results are the same to the bit. `ROUTE` by default.
-      compiler_options: of XLA, by name, for this program alone.
+      compiler_options: of XLA, by name, for programs on one device; `pmap` takes none.
 
     Returns:
       The function of `[L, ...]` arguments, compiled on its first call. From several devices results come back as numpy arrays
@@ -150,8 +150,9 @@ class LearnerMap:
         # On a CPU an array can be numpy memory that someone else still reads.
         self._donate = () if self._devices[0].platform == "cpu" else donate
         self._compiler_options = dict(compiler_options or {})
-        self._plans: dict[Any, tuple[int, int, Any]] = {}
-        self._early: Future[Any] | None = None
+        self._programs: dict[tuple[int, int], Any] = {}
+        self._plans: dict[Any, tuple[int, Any]] = {}
+        self._early: Future[None] | None = None
 
     def compile_early(self, pool: Executor, shapes: Callable[[], tuple[Any, ...]]) -> None:
         """Compile in a thread of `pool` for arguments of these shapes, arrays or `jax.ShapeDtypeStruct`, asked for there.
@@ -160,7 +161,14 @@ class LearnerMap:
         on the memory that is free when it is called.
         """
         if self._devices[0].platform == "cpu":
-            self._early = pool.submit(lambda: self._plan(shapes()))
+            self._early = pool.submit(lambda: self._compile(shapes()))
+
+    def _compile(self, args: tuple[Any, ...]) -> None:
+        """Compile the program that a call with such arguments takes; JAX keeps it for that call."""
+        count = self._count(args)
+        width = self._width(args, count)
+        rows, program = self._plan(args, count, width)
+        program.lower(*self._shapes(args, 0, count, width, rows)).compile()
 
     def _count(self, args: tuple[Any, ...]) -> int:
         """L, the number of learners."""
@@ -173,8 +181,9 @@ class LearnerMap:
             if not early.cancel():
                 early.exception()  # waits; what went wrong there goes wrong again below
         count = self._count(args)
-        with _watched(f"{count} learners on {self._devices[0].platform} devices"):
-            width, rows, program = self._plan(args)
+        width = self._width(args, count)
+        with _watched(f"{count} learners on {width} {self._devices[0].platform} devices"):
+            rows, program = self._plan(args, count, width)
             outputs = []
             for start in range(0, count, width * rows):
                 out = program(*self._part(args, start, count, width, rows))
@@ -192,35 +201,29 @@ class LearnerMap:
         self._devices = self._devices[:1]
         return 1
 
-    def _plan(self, args: tuple[Any, ...]) -> tuple[int, int, Any]:
-        """Devices, learners a device and call, and the compiled program; found once for each shape of arguments."""
-        leaves, structure = jax.tree.flatten(args)
-        shapes = structure, tuple((np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))) for leaf in leaves)
-        if shapes not in self._plans:
-            count = self._count(args)
-            width = self._width(args, count)
-            rows, program = self._fitting(args, count, width)
-            self._plans[shapes] = width, rows, program
-        return self._plans[shapes]
-
-    def _fitting(self, args: tuple[Any, ...], count: int, width: int) -> tuple[int, Any]:
-        """The most learners a device and call whose compiled program fits into free memory, and that program."""
+    def _plan(self, args: tuple[Any, ...], count: int, width: int) -> tuple[int, Any]:
+        """Learners a device and call, and their program; measured once for each shape of arguments."""
         share = -(-count // width)
-        free = free_memory(self._devices[0])
-        rows = _evenly(share, self._per_call or (1 if free is None and self._devices[0].platform == "cpu" else share))
-        while True:
-            program = self._program(width, rows).lower(*self._shapes(args, 0, count, width, rows))
-            compiled = program.compile(self._compiler_options)
-            if rows == 1 or self._per_call or free is None or (need := _memory_of(compiled)) is None or need <= free:
-                return rows, compiled
-            rows = _evenly(share, min(rows - 1, max(1, int(rows * free / need))))
+        if self._per_call is not None or (free := free_memory(self._devices[0])) is None:
+            default = 1 if self._devices[0].platform == "cpu" else share
+            rows = _evenly(share, self._per_call or default)
+            return rows, self._program(width, rows)
+        shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in jax.tree.leaves(args))
+        if shapes not in self._plans:
+            self._plans[shapes] = self._fitting(args, count, width, free)
+        return self._plans[shapes]
 
     def _program(self, width: int, rows: int) -> Any:
         """The jitted function of `[rows, ...]` learners on one device; on several of `[width, rows, ...]` or `[width, ...]`."""
-        fn = self._fn if rows == 1 else jax.vmap(self._fn, in_axes=self._in_axes)
-        if width == 1:
-            return jax.jit(_of_one(fn, self._in_axes) if rows == 1 else fn, donate_argnums=self._donate)
-        return _ROUTES[self._route](fn, self._in_axes, rows, self._devices[:width], self._donate)
+        if (width, rows) not in self._programs:
+            fn = self._fn if rows == 1 else jax.vmap(self._fn, in_axes=self._in_axes)
+            if width == 1:
+                alone = _of_one(fn, self._in_axes) if rows == 1 else fn
+                program = jax.jit(alone, donate_argnums=self._donate, compiler_options=self._compiler_options)
+            else:
+                program = _ROUTES[self._route](fn, self._in_axes, rows, self._devices[:width], self._donate)
+            self._programs[width, rows] = program
+        return self._programs[width, rows]
 
     def _stacked(self, width: int, rows: int) -> bool:
         """Whether a call's learners have an axis of devices before their own."""
@@ -243,6 +246,16 @@ class LearnerMap:
     def _shapes(self, args: tuple[Any, ...], *call: Any, **options: Any) -> list[Any]:
         """Shapes of the arguments of one call, see `_part`."""
         return list(jax.eval_shape(lambda *args: self._part(args, *call, **options), *args))
+
+    def _fitting(self, args: tuple[Any, ...], count: int, width: int, free: int) -> tuple[int, Any]:
+        """The most learners a device and call whose compiled program fits into free memory, and that program."""
+        share = rows = -(-count // width)
+        while True:
+            compiled = self._program(width, rows).lower(*self._part(args, 0, count, width, rows)).compile()
+            need = _memory_of(compiled)
+            if rows == 1 or need is None or need <= free:
+                return rows, compiled  # what was measured is what runs: no second compilation
+            rows = _evenly(share, min(rows - 1, max(1, int(rows * free / need))))
 
 
 def _of_one(fn: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:

@@ -42,8 +42,7 @@ class PEARLState:
 class PEARL:
     """Probabilistic embeddings for actor-critic meta-RL (Rakelly et al. 2019; oyster).
 
-    Beyond the `MetaLearner` protocol it has `prefill`, to be called once before the first epoch, and the other functions of
-    `ReplayLearner`.
+    It is a `ReplayLearner` besides: `prefill` is to be called once, before the first epoch.
 
     Its `Episodes` have the latent appended to observations, `[..., O + Z]`, and hold the actions before the squashing, so
     that `distribution` at an episode's observations is what its actions were drawn from; `observed` undoes both.
@@ -235,10 +234,7 @@ class PEARL:
         return replay.add(buffer, transitions, jnp.repeat(index, valid.size // index.size), valid)
 
     def _remember(self, state: PEARLState, index: jax.Array, prior: AutoresetSteps, posterior: AutoresetSteps) -> PEARLState:
-        """Both phases into the full buffer; prior phases into the encoder buffer.
-
-        There they join those of the window, or without one each task's last draw replaces what the buffer held.
-        """
+        """Both phases into the full buffer; prior ones into the encoder buffer, without a window in place of what it held."""
         full = self._add(self._add(state.full, index, prior), index, posterior)
         if self.config.context_window:
             return dataclasses.replace(state, full=full, encoder=self._add(state.encoder, index, prior))
@@ -280,8 +276,6 @@ class PEARL:
         actions = (c.meta_batch_size, c.batch_size, self.env.action_size)
 
         def context(key: jax.Array, task: jax.Array) -> PyTree:
-            if not c.context_episodes:
-                return replay.sample(state.encoder, key, task, c.context_size)
             return replay.sample_episodes(state.encoder, key, task, c.context_size, c.context_episodes, c.horizon)
 
         def transitions(key: jax.Array, task: jax.Array) -> PyTree:

@@ -113,12 +113,14 @@ def sample_episodes(
       key: consumed.
       task: `[]` whose ring; of one with less than an episode the draw means nothing.
       size: B, static.
-      episodes: E, static.
+      episodes: E, static; 0 for all that the ring holds.
       horizon: T, steps of a run.
 
     Returns:
       Transitions with leaves `[B, ...]`.
     """
+    if episodes == 0:
+        return sample(buffer, key, task, size)
     run_key, choice_key, step_key = jax.random.split(key, 3)
     runs = jax.random.randint(run_key, (episodes,), 0, jnp.maximum(buffer.size[task] // horizon, 1))
     chosen = runs[jax.random.randint(choice_key, (size,), 0, episodes)]
