@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, Literal, TypeAlias
 
@@ -38,7 +38,6 @@ def map_learners(
     devices: Sequence[jax.Device] | None = None,
     donate: tuple[int, ...] = (),
     route: Route | None = None,
-    compiler_options: Mapping[str, int | bool | str] | None = None,
 ) -> LearnerMap:
     """Extend `fn`, written for one learner, to a leading axis of L learners.
 
@@ -59,7 +58,6 @@ def map_learners(
       donate: arguments whose memory an accelerator may reuse for results. Where one call of one device takes all learners,
         that is the memory of the caller's own arrays, which are gone then; a copy of large states might not fit.
       route: JAX's function that runs a program on several devices; the results are the same to the bit. `ROUTE` by default.
-      compiler_options: of XLA, by name, for programs on one device; `pmap` takes none.
 
     Returns:
       The function of `[L, ...]` arguments, compiled on its first call. From several devices results come back as numpy arrays
@@ -75,7 +73,7 @@ def map_learners(
     route = ROUTE if route is None else route
     if route not in _ROUTES:
         raise ValueError(f"route must be one of {', '.join(_ROUTES)}, not {route!r}")
-    return LearnerMap(fn, in_axes, per_call, devices, donate, route, compiler_options)
+    return LearnerMap(fn, in_axes, per_call, devices, donate, route)
 
 
 def cores() -> int:
@@ -141,7 +139,6 @@ class LearnerMap:
         devices: Sequence[jax.Device] | None,
         donate: tuple[int, ...],
         route: Route,
-        compiler_options: Mapping[str, int | bool | str] | None,
     ):
         # Traced once, though it is traced as part of other functions.
         self._fn = jax.jit(fn, inline=True)
@@ -149,7 +146,6 @@ class LearnerMap:
         self._devices = tuple(jax.local_devices()[:1] if devices is None else devices)
         # On a CPU an array can be numpy memory that someone else still reads.
         self._donate = () if self._devices[0].platform == "cpu" else donate
-        self._compiler_options = dict(compiler_options or {})
         self._programs: dict[tuple[int, int], Any] = {}
         self._plans: dict[Any, tuple[int, Any]] = {}
         self._early: Future[None] | None = None
@@ -218,8 +214,7 @@ class LearnerMap:
         if (width, rows) not in self._programs:
             fn = self._fn if rows == 1 else jax.vmap(self._fn, in_axes=self._in_axes)
             if width == 1:
-                alone = _of_one(fn, self._in_axes) if rows == 1 else fn
-                program = jax.jit(alone, donate_argnums=self._donate, compiler_options=self._compiler_options)
+                program = jax.jit(_of_one(fn, self._in_axes) if rows == 1 else fn, donate_argnums=self._donate)
             else:
                 program = _ROUTES[self._route](fn, self._in_axes, rows, self._devices[:width], self._donate)
             self._programs[width, rows] = program

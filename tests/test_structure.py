@@ -13,7 +13,7 @@ from tamherd_jax.registry.bodies import BODIES
 
 ROOT = Path(tamherd_jax.__file__).parent
 LAYERS = (
-    ("types", "validation", "simd", "registry", "compilation"),
+    ("types", "validation", "simd", "registry"),
     ("codec", "networks", "distributions", "physics"),
     ("parallel", "fisher"),
     ("envs",),

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from tamherd_jax.compilation import less_optimised
 from tamherd_jax.envs import take_tasks
 from tamherd_jax.experiments.arms import MEMBERS, PROBE
 from tamherd_jax.experiments.keys import PREFILL_EPOCH
@@ -76,21 +75,19 @@ def make_programs(
       per_call: Learners a device and call; see `map_learners`.
       shots: Numbers of exploration episodes to test with besides those of the arms.
     """
-    devices = tuple(jax.local_devices()[:1] if devices is None else devices)
 
     def mapped(fn: Callable[..., Any], *first: Any, axes: tuple[int | None, ...], donate: tuple[int, ...] = ()) -> LearnerMap:
         @functools.wraps(fn)  # its name is the program's, in profiles and logs
         def rest(*args: Any) -> Any:
             return fn(*first, *args)
 
-        options = {} if fn is train_epochs else less_optimised(devices[0].platform)
-        return map_learners(rest, axes, per_call, devices, donate, compiler_options=options)
+        return map_learners(rest, in_axes=axes, per_call=per_call, devices=devices, donate=donate)
 
     learners = {*plan.members.values(), *(arm.learner for arm in plan.arms.values() if arm.trains)}
     explored = {*shots, *(arm.explore for arm in plan.arms.values())}
     training = (0, None, 0, None, 0, 0, 0)
     return Programs(
-        devices=devices,
+        devices=tuple(jax.local_devices()[:1] if devices is None else devices),
         init=mapped(init_learner, plan, axes=(0, 0)),
         copy_replay=mapped(copy_replay, plan.learner, axes=(0, 0, 0)),
         prefill=mapped(prefill_replay, plan.learner, axes=(0, 0, None, 0, 0), donate=(1,)),

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tamherd_jax.codec import named_arrays, one_line, restore_tree
-from tamherd_jax.compilation import less_optimised
 from tamherd_jax.envs import Episodes, TaskSet, collect_policy_episodes
 from tamherd_jax.herd import files
 from tamherd_jax.herd.algorithm import EmbeddedTasks, assign_tasks, embed_training_tasks, stratified_tasks
@@ -146,8 +145,7 @@ class Herd:
         Raises:
           ValueError: the task set has no task of that name.
         """
-        assign, _ = _programs()
-        found, steps = assign(*self._assign_arguments(key, task))
+        found, steps = _assign(*self._assign_arguments(key, task))
         return TaskAssignment(
             int(found.nearest[0]),
             np.asarray(found.distances[0]),
@@ -173,8 +171,7 @@ class Herd:
         assignment = self.assign(assign_key, task)
         if member is not None:
             assignment = dataclasses.replace(assignment, member=member)
-        _, adapt = _programs()
-        policy, before, after = adapt(*self._adapt_arguments(adapt_key, assignment.member, task))
+        policy, before, after = _adapt(*self._adapt_arguments(adapt_key, assignment.member, task))
         return AdaptedPolicy(assignment, before, after, policy, self.learner)
 
     def with_shots(self, count: int) -> Herd:
@@ -292,24 +289,14 @@ class Herd:
           task: As in `assign`. The herd's own arrays may be shapes (`jax.ShapeDtypeStruct`).
         """
         key = jax.random.key(0)
-        assign, adapt = _programs()
-        assign.lower(*self._assign_arguments(key, task)).compile()
-        adapt.lower(*self._adapt_arguments(key, 0, task)).compile()
+        _assign.lower(*self._assign_arguments(key, task)).compile()
+        _adapt.lower(*self._adapt_arguments(key, 0, task)).compile()
 
 
 # What is a herd's own is an argument, so that herds of the same learner and shapes share the programs.
 
 
-@functools.cache
-def _programs() -> tuple[Any, Any]:
-    """`_assign` and `_adapt`, jitted for the platform in use, which need not be known before they are called."""
-    options = less_optimised()
-    return (
-        jax.jit(_assign, static_argnums=(0, 1, 2), compiler_options=options),
-        jax.jit(_adapt, static_argnums=(0, 1), compiler_options=options),
-    )
-
-
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _assign(
     learner: MetaLearner,
     embedding: Embedding,
@@ -323,6 +310,7 @@ def _assign(
     return assign_tasks(learner, embedding, key, probe, embedded, membership, tasks, episodes)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _adapt(
     learner: MetaLearner, counts: EpisodeCounts, key: jax.Array, members: PyTree, member: jax.Array, task: PyTree
 ) -> tuple[PyTree, Episodes, Episodes]:
