@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
-from synthetic_run import write_synthetic_run
+from synthetic_run import BODIES, TASKS, synthetic_episodes, write_synthetic_run
 
 from tamherd_jax import cli
-from tamherd_jax.experiments.results import read_run
+from tamherd_jax.experiments.results import FinalReturns, read_run
 from tamherd_jax.experiments.writing import write_result_files, write_results
 
 
@@ -36,6 +37,7 @@ def apart(finished_toy, tmp_path):
     """A run of two seeds, and directories of one each."""
     whole = tmp_path / "whole"
     whole.mkdir()
+    synthetic_episodes(whole / "episodes.npz")
     write_results(finished_toy.plan, finished_toy.state, whole)
     finished_toy.config.write(whole)
     for index in range(2):
@@ -43,6 +45,8 @@ def apart(finished_toy, tmp_path):
         herd = directory / "herd" / f"seed-{index}"
         herd.mkdir(parents=True)
         (herd / "herd.json").write_text(f"of seed {index}")
+        if index == 0:  # a run records its first seed
+            shutil.copyfile(whole / "episodes.npz", directory / "episodes.npz")
         results, *arrays = only(index, *read_run(whole))
         results.config.write(directory)
         write_result_files(directory, results, *arrays)
@@ -53,7 +57,7 @@ def test_joined_seeds_are_the_run_of_all_byte_for_byte(apart, tmp_path, capsys):
     whole, *parts = apart
     out = tmp_path / "joined"
     cli.main(["join", *map(str, reversed(parts)), "--out", str(out)])
-    for name in ("results.json", "config.json"):
+    for name in ("results.json", "config.json", "episodes.npz"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     for name in ("curves.npz", "embeddings.npz"):
         ours, theirs = np.load(out / name), np.load(whole / name)
@@ -79,6 +83,20 @@ def test_runs_of_several_seeds_each_and_what_they_leave_out(tmp_path, monkeypatc
     np.testing.assert_array_equal(curves["herd/after"], np.concatenate([part[1]["herd/after"] for part in parts]))
     np.testing.assert_array_equal(embeddings["gram"], np.concatenate([part[2]["gram"] for part in parts]))
     assert "5 seeds" in capsys.readouterr().out
+
+
+def test_tests_after_the_last_epoch_are_joined(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        write_synthetic_run(tmp_path / str(seed), seeds=1, first_seed=seed)
+        results, *arrays = read_run(tmp_path / str(seed))
+        returns = {arm: [[[float(seed)]] * len(TASKS)] for arm in results.arms}
+        final = FinalReturns("ml2", TASKS, BODIES, (2,), returns)
+        write_result_files(tmp_path / str(seed), dataclasses.replace(results, final_tests=final), *arrays)
+    cli.main(["join", "0", "1", "--out", "joined"])
+    joined = read_run(tmp_path / "joined")[0].final_tests
+    assert joined.shots == (2,)
+    assert [seed[0] for seed in joined.returns["herd"]] == [[0.0], [1.0]]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,8 @@ def test_a_draw_from_few_episodes_holds_whole_episodes_and_all_alike_often(added
     def draw(key, episodes):
         return replay.sample_episodes(buffer, key, jnp.array(1), 40, episodes, horizon)["x"]
 
+    key = jax.random.key(2)
+    np.testing.assert_array_equal(draw(key, 0), replay.sample(buffer, key, jnp.array(1), 40)["x"])
     keys = jax.random.split(jax.random.key(1), 600)
     held = np.asarray(contents(buffer, 1))
     for episodes in (1, 2):

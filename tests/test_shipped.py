@@ -47,8 +47,11 @@ def test_a_string_of_pearls_gives_every_task_a_member_of_its_body_that_runs_as_t
     member = {name: pearls.assign(keys[0], name).member for name in pearls.task_set.task_names}
     assert member["cheetah-forward"] == member["cheetah-backward"] != member["walker-forward"] == member["walker-backward"]
     for name, least in (("cheetah-forward", 300), ("cheetah-backward", 300), ("walker-forward", 250)):
-        for key in keys:
-            assert pearls.adapt(key, name).after.returns.mean() > least, name
+        adapted = [pearls.adapt(key, name) for key in keys]
+        for policy in adapted:
+            assert policy.after.returns.mean() > least, name
+        before, after = (np.mean([getattr(policy, when).returns for policy in adapted]) for when in ("before", "after"))
+        assert after > before + 50, name
 
 
 def test_the_commands_take_a_name(tmp_path, monkeypatch, capsys):

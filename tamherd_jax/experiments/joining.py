@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from tamherd_jax.codec import encode
 from tamherd_jax.experiments.results import EPISODES, FinalReturns, Ledger, Results, ReturnRow, Statistic, read_run
+from tamherd_jax.experiments.settings import flat_settings
 from tamherd_jax.experiments.writing import write_result_files
 
 Arrays = dict[str, np.ndarray]
@@ -57,7 +58,7 @@ def check_alike(one: FinishedRun, other: FinishedRun) -> None:
     Raises:
       ValueError: In one line that names the first difference.
     """
-    ours, theirs = (dict(_flat(_without_seeds(run.results))) for run in (one, other))
+    ours, theirs = (flat_settings(_without_seeds(run.results)) for run in (one, other))
     for name in ours | theirs:
         a, b = (values.get(name) for values in (ours, theirs))
         if a != b:
@@ -138,7 +139,7 @@ def _shapes(arrays: Arrays) -> dict[str, Any]:
     return {name: array.tolist() if _is_shared(name) else array.shape[1:] for name, array in arrays.items()}
 
 
-def _without_seeds(results: Results) -> Any:
+def _without_seeds(results: Results) -> dict[str, Any]:
     """What runs of one command have in common, as JSON has it."""
     document = encode(results)
     common = {name: document[name] for name in ("package", "versions", "device", "physics", "task_set")}
@@ -146,15 +147,6 @@ def _without_seeds(results: Results) -> Any:
     final = document["final_tests"] and {name: value for name, value in document["final_tests"].items() if name != "returns"}
     ledger = {name: document["ledger"][name] for name in ("budget", "meta_updates")}
     return {**settings, **common, "ledger": ledger, "final tests": final}
-
-
-def _flat(document: Any, name: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield the entries of nested dictionaries by dotted name."""
-    if not isinstance(document, dict):
-        yield name, document
-        return
-    for key, value in document.items():
-        yield from _flat(value, f"{name}.{key}" if name else key)
 
 
 _chain = itertools.chain.from_iterable

@@ -234,7 +234,7 @@ class PEARL:
         return replay.add(buffer, transitions, jnp.repeat(index, valid.size // index.size), valid)
 
     def _remember(self, state: PEARLState, index: jax.Array, prior: AutoresetSteps, posterior: AutoresetSteps) -> PEARLState:
-        """Both phases into the full buffer; prior ones into the encoder buffer, without a window in place of what it held."""
+        """Add both phases to the full buffer, prior ones to the encoder buffer; without a window it keeps the last draw alone."""
         full = self._add(self._add(state.full, index, prior), index, posterior)
         if self.config.context_window:
             return dataclasses.replace(state, full=full, encoder=self._add(state.encoder, index, prior))
