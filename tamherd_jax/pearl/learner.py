@@ -234,7 +234,7 @@ class PEARL:
         return replay.add(buffer, transitions, jnp.repeat(index, valid.size // index.size), valid)
 
     def _remember(self, state: PEARLState, index: jax.Array, prior: AutoresetSteps, posterior: AutoresetSteps) -> PEARLState:
-        """Add both phases to the full buffer, prior ones to the encoder buffer; without a window it keeps the last draw alone."""
+        """Add both phases to the full buffer, prior ones to the encoder buffer, which without a window keeps one draw."""
         full = self._add(self._add(state.full, index, prior), index, posterior)
         if self.config.context_window:
             return dataclasses.replace(state, full=full, encoder=self._add(state.encoder, index, prior))
